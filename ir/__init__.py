@@ -1,0 +1,1 @@
+"""The language: types, nodes, programs, inference, text, interpretation and rewriting."""

@@ -1,0 +1,6 @@
+"""The rows of the dialect, by family, and the operations that ATen lacks."""
+
+
+def load() -> None:
+    """Import every family, which fills the table."""
+    from planish.ir.ops import attention, control, pointwise, quantized, reduction, structure  # noqa: F401

@@ -1,0 +1,31 @@
+"""Set up before any test module is imported."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Each worker has one thread: more would only take turns on the same cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples in every run, and no time limit for one of them: a busy machine is no failure.
+settings.register_profile("planish", deadline=None, derandomize=True, database=None)
+settings.load_profile("planish")
+
+
+class RootIsNoTestPackage:
+    """The root holds the facade's `__init__.py`; pytest would import it again under the name of the folder."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        if path != Path(__file__).resolve().parents[1]:
+            return None
+        return pytest.Dir.from_parent(parent, path=path)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RootIsNoTestPackage())
