@@ -112,10 +112,11 @@ def _tensor(data: memoryview, move: Relocate) -> bytes:
         raise _invalid(f"the external data of {name[:80]!r} has the keys {sorted(entries)}"[:200])
     length = _whole(entries["length"], name) if "length" in entries else None
     moved = move(Reference(name, entries["location"], _whole(entries.get("offset", "0"), name), length))
-    for key, value in (("location", moved.location), ("offset", str(moved.offset)), ("length", moved.length)):
-        if value is not None:
-            pair = _field(1, key.encode()) + _field(2, str(value).encode())
-            parts.append(_field(_EXTERNAL_DATA, pair))
+    texts = {"location": moved.location, "offset": str(moved.offset)}
+    if moved.length is not None:
+        texts["length"] = str(moved.length)
+    for key, value in texts.items():
+        parts.append(_field(_EXTERNAL_DATA, _field(1, key.encode()) + _field(2, value.encode())))
     return b"".join(parts)
 
 
@@ -186,7 +187,9 @@ def _text(data: memoryview) -> str:
 
 def _whole(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 19) or int(text) >= 2**63:
-        raise ArtifactError("PL618", f"the external data of {name[:80]!r} has the offset or length {text[:40]!r}")
+        raise ArtifactError(
+            "PL618", f"the external data of {name[:80]!r} has the offset or length {text[:40]!r}"
+        )
     return int(text)
 
 

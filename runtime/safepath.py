@@ -69,7 +69,9 @@ def _check_file(status: os.stat_result, location: str, root: Path) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise _refused("PL617", location, "it is not a regular file", root)
     if status.st_nlink > 1:
-        raise _refused("PL617", location, "it has other names (hard links) and may belong to someone else", root)
+        raise _refused(
+            "PL617", location, "it has other names (hard links) and may belong to someone else", root
+        )
 
 
 def _check_range(size: int, location: str, offset: int | str, length: int | str | None, root: Path) -> None:

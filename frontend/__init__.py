@@ -1,0 +1,1 @@
+"""What a person touches: the API, capture and the command line."""

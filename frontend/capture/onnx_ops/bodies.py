@@ -1,0 +1,83 @@
+"""Operators that ONNX defines by a function of other operators: their bodies, for those without a handler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import onnx_ir
+
+from planish.frontend.capture.onnx_ops.values import TO_ONNX, Known, Value
+from planish.ir.node import Node
+
+if TYPE_CHECKING:
+    from planish.frontend.capture.onnx_ops.registry import At
+
+
+def _schema(domain: str, name: str, opset: int) -> Any:
+    try:
+        return onnx.defs.get_schema(name, opset, domain)
+    except Exception:  # onnx raises its own SchemaError for an operator that it does not know
+        return None
+
+
+def has_body(domain: str, name: str, opset: int, supported: Callable[[str, str], bool], depth: int = 0) -> bool:
+    """True if the operator can be expanded into supported ones (a body that depends on types is believed)."""
+    schema = _schema(domain, name, opset)
+    if schema is None or depth > 8:
+        return False
+    if schema.has_function:
+        body = _fixed(schema, opset)
+        if body is not None:
+            return all(
+                supported(_plain(n.domain), n.op_type)
+                or has_body(_plain(n.domain), n.op_type, opset, supported, depth + 1)
+                for n in body.node
+            )
+    return bool(schema.has_context_dependent_function)
+
+
+def _plain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _fixed(schema: Any, opset: int) -> onnx.FunctionProto | None:
+    versions = [v for v in schema.function_opset_versions if v <= opset] or list(schema.function_opset_versions)[:1]
+    for version in reversed(versions):
+        data = schema.get_function_with_opset_version(version)
+        if data:
+            return onnx.FunctionProto.FromString(data)
+    return None
+
+
+def body(at: At, inputs: list[Value | None]) -> onnx_ir.Function | None:
+    """The function that defines a node's operator, made for its input types; None if there is none."""
+    schema = _schema(_plain(at.node.domain), at.node.op_type, at.opset)
+    if schema is None:
+        return None
+    proto = _fixed(schema, at.opset) if schema.has_function else None
+    if proto is None and schema.has_context_dependent_function:
+        proto = _for_types(schema, at, inputs)
+    return None if proto is None else onnx_ir.from_proto(proto)
+
+
+def _for_types(schema: Any, at: At, inputs: list[Value | None]) -> onnx.FunctionProto | None:
+    node = onnx_ir.to_proto(at.node)
+    types = [_type(v).SerializeToString() for v in inputs]
+    versions = list(schema.context_dependent_function_opset_versions)
+    fitting = [v for v in versions if v <= at.opset] or versions[:1]
+    for version in reversed(fitting):
+        data = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), types)
+        if data:
+            proto = onnx.FunctionProto.FromString(data)
+            if proto.node:
+                return proto
+    return None
+
+
+def _type(value: Value | None) -> onnx.TypeProto:
+    if not isinstance(value, (Node, Known)):
+        return onnx.TypeProto()
+    shape = [s if isinstance(s, int) else None for s in value.shape]
+    return onnx.helper.make_tensor_type_proto(TO_ONNX[value.dtype.name], shape)

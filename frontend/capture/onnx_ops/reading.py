@@ -1,0 +1,86 @@
+"""Read an ONNX file safely: without external data, and brought to an opset that the handlers know."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.version_converter
+import onnx_ir
+
+from planish.errors import CaptureError
+
+OLDEST = 13
+
+
+@dataclass(frozen=True)
+class Read:
+    """A model, the folder of its external data, its name for messages and its digest."""
+
+    model: onnx_ir.Model
+    folder: Path | None
+    where: str
+    digest: str
+
+
+def read_model(model: onnx.ModelProto | str | os.PathLike[str]) -> Read:
+    """Read a model; raises ``CaptureError`` PL140 for a file that is not one, PL146 for an opset without a converter."""
+    if isinstance(model, onnx.ModelProto):
+        return _read(model, None, model.graph.name or "the model", b"")
+    path = Path(model)
+    try:
+        data = path.read_bytes()
+        proto = onnx.ModelProto()
+        proto.ParseFromString(data)
+    except OSError as error:
+        raise CaptureError("PL140", f"cannot be read: {error.strerror or error}", where=str(path)) from None
+    except Exception as error:
+        raise CaptureError(
+            "PL140", f"is not an ONNX model, or is damaged: {str(error)[:200]}", where=str(path)
+        ) from None
+    return _read(proto, path.parent, str(path), data)
+
+
+def _read(proto: onnx.ModelProto, folder: Path | None, where: str, data: bytes) -> Read:
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise CaptureError(
+            "PL140", "is not an ONNX model, or is damaged: it has no graph or no opset", where=where
+        )
+    proto = _converted(proto, where)
+    try:
+        model = onnx_ir.from_proto(proto)
+    except Exception as error:
+        raise CaptureError("PL141", f"the model is not valid: {_first_line(error)}", where=where) from None
+    return Read(model, folder, where, hashlib.sha256(data).hexdigest() if data else "")
+
+
+def opset_of(imports: Any) -> int:
+    """The opset of the default domain in a list of imports; 0 if there is none."""
+    return max((int(o.version) for o in imports if o.domain in ("", "ai.onnx")), default=0)
+
+
+def _converted(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    version = opset_of(proto.opset_import)
+    newest = onnx.defs.onnx_opset_version()
+    if version > newest:
+        raise CaptureError(
+            "PL146", f"the model needs opset {version}; the newest that is known is {newest}", where=where,
+            hint="install a newer onnx",
+        )  # fmt: skip
+    if version == 0 or version >= OLDEST:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, OLDEST)
+    except Exception as error:
+        raise CaptureError(
+            "PL146", f"opset {version} cannot be converted to {OLDEST}: {_first_line(error)}", where=where,
+            hint="export the model with opset 13 or later",
+        ) from None  # fmt: skip
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

@@ -1,0 +1,1 @@
+"""Canonical form: algebra, views and folding of constants."""

@@ -1,0 +1,1 @@
+"""Compression of weights: codecs and the pass that replaces constants by what a codec makes of them."""

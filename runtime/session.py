@@ -1,0 +1,269 @@
+"""Load an artifact and call it like the model it was made from."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import numpy as np
+
+from planish.errors import ArtifactError, BackendError, UsageError
+from planish.runtime.artifact import Artifact, Verify, open_artifact
+from planish.runtime.inputs import bind_arguments, check_inputs, to_torch, torch_device
+from planish.runtime.limits import Limits
+from planish.runtime.manifest import EntryPoint, Manifest
+from planish.runtime.ort import FOLDER, OrtSession
+from planish.runtime.selftest import run_selftest
+from planish.runtime.tensors import Array, parse_json
+
+_NUMPY = {"bool": "bool", "f16": "float16", "f32": "float32", "f64": "float64", "c64": "complex64"}
+_NATIVE = (".so", ".dll", ".dylib", ".cubin", ".ptx")
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | None = None,
+    mmap: bool = True,
+    verify: Verify = "full",
+    allow_native_code: bool | None = None,
+    limits: Limits | None = None,
+    threads: int | None = None,
+) -> Session:
+    """Open an artifact and make it ready to run.
+
+    ``verify="full"`` checks the hash of every member and runs the self-tests in the file, ``"fast"`` checks the
+    small members, ``"off"`` only the structure. ``mmap=False`` copies the weights into memory, after which the
+    file may vanish. Code in machine language is never run unless ``allow_native_code`` is true.
+    """
+    artifact = open_artifact(path, mmap=mmap, verify=verify, limits=limits)
+    try:
+        session = Session(
+            artifact, device=device or "cpu", allow_native_code=bool(allow_native_code), threads=threads
+        )
+        if verify == "full":
+            session.selftest()
+    except BaseException:
+        artifact.close()
+        raise
+    return session
+
+
+class Session:
+    """A loaded model: call it with the inputs of its default entry point, by position or by name.
+
+    Inputs are numpy arrays, torch tensors, or anything that exports DLPack. The result is one array, or a tuple
+    of them; torch tensors if any input was one. States are kept from call to call until :meth:`reset`.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        device: str = "cpu",
+        allow_native_code: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        self.artifact = artifact
+        self.device = device
+        self._threads = threads
+        self._lock = threading.RLock()
+        self._models: dict[str, OrtSession] = {}
+        self._states: dict[str, Array] = {}
+        self._code = {
+            name: _code_of(artifact, entry, allow_native_code)
+            for name, entry in artifact.manifest.entry_points.items()
+        }
+        self._default = _default_entry(artifact.manifest)
+        if self._default is not None:
+            self._model(self._default)
+
+    @property
+    def path(self) -> Path:
+        """The file that was loaded."""
+        return self.artifact.path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the file says about itself."""
+        return self.artifact.manifest
+
+    @property
+    def entry_points(self) -> Mapping[str, EntryPoint]:
+        """The functions of the model by name, with typed inputs, outputs and states."""
+        return self.artifact.manifest.entry_points
+
+    @property
+    def report(self) -> Mapping[str, Any] | None:
+        """``report.json``, or None where there is none."""
+        return self._json("report.json")
+
+    @property
+    def plan(self) -> Mapping[str, Any] | None:
+        """``plan.json``, or None where there is none."""
+        return self._json("plan.json")
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        if self._default is None:
+            raise UsageError(
+                "PL861", "the model has several entry points and none is called main", where=str(self.path),
+                hint=f"use session.entry(name); there are {', '.join(self.entry_points)}",
+            )  # fmt: skip
+        return self._call(self._default, inputs, named)
+
+    def entry(self, name: str) -> BoundEntry:
+        """One entry point as a callable; PL861 if there is none of that name."""
+        if name not in self.entry_points:
+            raise UsageError(
+                "PL861", f"there is no entry point {name!r}", where=str(self.path),
+                hint=f"there are {', '.join(self.entry_points)}",
+            )  # fmt: skip
+        return BoundEntry(self, self.entry_points[name])
+
+    def run(self, feeds: Mapping[str, Any], entry: str | None = None) -> dict[str, Array]:
+        """Run an entry point on inputs by name; gives its outputs by name, as numpy arrays."""
+        chosen = (
+            self._default
+            if entry is None and self._default is not None
+            else self.entry(entry or "main").entry
+        )
+        return self._run(chosen, bind_arguments(chosen, (), feeds))
+
+    @property
+    def states(self) -> Mapping[str, Array]:
+        """The states after the last call, by name; empty before the first."""
+        return MappingProxyType(self._states)
+
+    def reset(self) -> None:
+        """Forget the states: the next call begins with zeros."""
+        with self._lock:
+            self._states.clear()
+
+    def selftest(self) -> int:
+        """Run the self-tests in the file and return their number; PL615 if a result is not as stored."""
+        return sum(run_selftest(self.artifact, entry, self._model) for entry in self.entry_points.values())
+
+    def close(self) -> None:
+        """Release models and file; calls afterwards are refused."""
+        with self._lock:
+            for model in self._models.values():
+                model.close()
+            self._models.clear()
+            self._states.clear()
+            self.artifact.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Session({str(self.path)!r}, {', '.join(str(e) for e in self.entry_points.values())})"
+
+    def _call(self, entry: EntryPoint, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        given = bind_arguments(entry, inputs, named)
+        found = list(self._run(entry, given).values())
+        device = torch_device(given)
+        if device is not None:
+            results = [to_torch(array, device) for array in found]
+            return results[0] if len(results) == 1 else tuple(results)
+        return found[0] if len(found) == 1 else tuple(found)
+
+    def _run(self, entry: EntryPoint, given: Mapping[str, Any]) -> dict[str, Array]:
+        feeds, sizes = check_inputs(entry, self.manifest.dims, given)
+        names = [v.name for v in entry.outputs]
+        if not entry.states:
+            return self._model(entry).run(feeds, names)
+        with self._lock:
+            for state in entry.states:
+                if state.name not in self._states:
+                    kind = _NUMPY.get(state.type.dtype) or _integer(state.type.dtype)
+                    self._states[state.name] = np.zeros(state.type.sizes(sizes), kind)
+                feeds[state.input] = self._states[state.name]
+            found = self._model(entry).run(feeds, [*names, *(s.output for s in entry.states)])
+            for state in entry.states:
+                self._states[state.name] = found.pop(state.output)
+            return found
+
+    def _model(self, entry: EntryPoint) -> OrtSession:
+        code = self._code[entry.name]
+        with self._lock:
+            if code not in self._models:
+                made = OrtSession.from_artifact(
+                    self.artifact, code, device=self.device, threads=self._threads
+                )
+                self._models[code] = made
+            _check_names(made := self._models[code], entry, f"{self.path}: {code}")
+            return made
+
+    def _json(self, name: str) -> Mapping[str, Any] | None:
+        if name not in self.artifact:
+            return None
+        value = parse_json(self.artifact.read(name), code="PL611", where=f"{self.path}: {name}")
+        if not isinstance(value, dict):
+            raise ArtifactError("PL611", "is not a JSON object", where=f"{self.path}: {name}")
+        return MappingProxyType(value)
+
+
+class BoundEntry:
+    """One entry point of a session, callable."""
+
+    def __init__(self, session: Session, entry: EntryPoint) -> None:
+        self._session = session
+        self.entry = entry
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self._session._call(self.entry, inputs, named)
+
+    def __repr__(self) -> str:
+        return f"BoundEntry({self.entry})"
+
+
+def _default_entry(manifest: Manifest) -> EntryPoint | None:
+    entries = manifest.entry_points
+    return entries.get("main") or (next(iter(entries.values())) if len(entries) == 1 else None)
+
+
+def _code_of(artifact: Artifact, entry: EntryPoint, allow_native_code: bool) -> str:
+    for name in (entry.code.get("onnxruntime"), f"{FOLDER}{entry.name}.onnx", f"{FOLDER}model.onnx"):
+        if name is not None and name in artifact:
+            return name
+        if name is not None and name == entry.code.get("onnxruntime"):
+            raise ArtifactError("PL612", f"there is no member {name!r}", where=str(artifact.path))
+    native = [name for name in artifact.names if name.startswith("code/") and name.endswith(_NATIVE)]
+    if native and not allow_native_code:
+        raise ArtifactError(
+            "PL622", f"the entry point {entry.name} exists only as native code ({native[0]})", where=str(artifact.path),
+            hint="pass allow_native_code=True if you trust the file, or compile its program afresh",
+        )  # fmt: skip
+    targets = sorted({name.split("/")[1] for name in artifact.names if name.startswith("code/")})
+    raise BackendError(
+        "PL705", f"no runtime here for the entry point {entry.name}; code is there for: {', '.join(targets) or 'none'}",
+        where=str(artifact.path), hint="compile the program with target='onnxruntime'",
+    )  # fmt: skip
+
+
+def _check_names(model: OrtSession, entry: EntryPoint, where: str) -> None:
+    wanted = {v.name for v in entry.inputs} | {s.input for s in entry.states}
+    given = {v.name for v in entry.outputs} | {s.output for s in entry.states}
+    if wanted != set(model.inputs) or not given <= set(model.outputs):
+        facts = json.dumps({"inputs": sorted(model.inputs), "outputs": sorted(model.outputs)})[:300]
+        raise ArtifactError(
+            "PL621", f"the model has other names than the entry point {entry.name}: {facts}", where=where
+        )
+
+
+def _integer(dtype: str) -> np.dtype[Any]:
+    if dtype in ("bf16", "f8e4m3", "f8e5m2"):
+        from planish.runtime.tensors import element_type
+
+        return element_type({"bf16": "BF16", "f8e4m3": "F8_E4M3", "f8e5m2": "F8_E5M2"}[dtype])
+    return np.dtype(dtype.replace("u", "uint") if dtype.startswith("u") else dtype.replace("i", "int"))

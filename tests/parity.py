@@ -1,0 +1,95 @@
+"""Compare what a captured model computes with the model itself, at sizes that capture did not see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from planish.frontend.capture.base import Captured
+from planish.frontend.capture.torch import capture_torch
+from planish.ir.node import Program
+from planish.ir.parser import parse
+from planish.ir.printer import print_program
+from planish.ir.run import run
+from tests.models import CASES, ModelCase, Sizes
+
+INTERPRETER_TOLERANCE = 1e-5
+"""Largest error of the interpreter against eager PyTorch, relative to the largest value of an output."""
+ORT_TOLERANCE = 1e-4
+"""Largest error of ONNX Runtime in fp32 against eager PyTorch, relative to the largest value of an output."""
+
+
+@lru_cache(maxsize=4)
+def model_of(name: str) -> nn.Module:
+    """The model of a case."""
+    return CASES[name].build()
+
+
+@lru_cache(maxsize=4)
+def captured(name: str) -> Captured:
+    """The model of a case as a program."""
+    case = CASES[name]
+    return capture_torch(model_of(name), case.inputs(case.capture_size), dynamic_shapes=case.dynamic)
+
+
+def expected(case: ModelCase, sizes: Sizes) -> list[Tensor]:
+    """What the model itself computes: its tensors, in the order of its outputs."""
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(model_of(case.name)(**case.inputs(sizes)))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def ordered(program: Program, case: ModelCase, sizes: Sizes) -> list[Tensor]:
+    """Inputs of a case in the order of the program's inputs."""
+    inputs = case.inputs(sizes)
+    return [inputs[leaf.name] for leaf in program.inputs]
+
+
+def relative_error(have: Sequence[Any], want: Sequence[Tensor]) -> float:
+    """The largest error of any output, relative to its largest value; infinite if types, sizes or infinities differ."""
+    if len(have) != len(want):
+        return math.inf
+    worst = 0.0
+    for got, reference in zip(have, want, strict=True):
+        got = torch.as_tensor(got)
+        if got.shape != reference.shape or got.dtype != reference.dtype:
+            return math.inf
+        a, b = got.double(), reference.double()
+        finite = torch.isfinite(b)
+        if not torch.equal(torch.isfinite(a), finite) or not torch.equal(a[~finite], b[~finite]):
+            return math.inf
+        if finite.any():
+            gap, scale = (a - b)[finite].abs().max().item(), b[finite].abs().max().item()
+            worst = max(worst, gap / scale if scale else math.inf if gap else 0.0)
+    return worst
+
+
+def worst_error(case: ModelCase, program: Program, execute: Callable[[list[Tensor]], Sequence[Any]]) -> float:
+    """The largest relative error at the two sizes of a case that capture did not see."""
+    return max(
+        relative_error(execute(ordered(program, case, sizes)), expected(case, sizes))
+        for sizes in case.check_sizes
+    )
+
+
+def interpreter_error(case: ModelCase, captured: Captured) -> float:
+    """The interpreter against eager PyTorch."""
+    with torch.no_grad():
+        return worst_error(
+            case, captured.program, lambda inputs: run(captured.program, captured.weights, *inputs)
+        )
+
+
+def check_text(program: Program) -> None:
+    """Printing and parsing give back the same node objects and the same text."""
+    text = print_program(program)
+    again = parse(text)
+    assert again.inputs == program.inputs, "the parsed program has other inputs"
+    assert all(a is b for a, b in zip(again.roots, program.roots, strict=True)), "parsing made other nodes"
+    assert print_program(again) == text, "the parsed program prints differently"
