@@ -17,6 +17,16 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 }  # fmt: skip
 
 
+def gelu(x: Tensor, approximate: str) -> Tensor:
+    """Gaussian error linear unit."""
+    return F.gelu(x, approximate=approximate)
+
+
+def scatter_reduce(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, include_self: bool) -> Tensor:
+    """Values combined along one axis."""
+    return torch.scatter_reduce(x, dim, index, source, reduce, include_self=include_self)
+
+
 def var(x: Tensor, dims: Any, correction: float, keepdim: bool) -> Tensor:
     """Variance over axes."""
     return torch.var(x, dims, correction=correction, keepdim=keepdim)

@@ -30,15 +30,16 @@ class Pattern:
 
     def size(self) -> int:
         """Number of operations in the pattern."""
-        return 1 + sum(a.size() for a in _patterns(self.args))
+        return 1 + sum(a.size() for a in patterns_in(self.args))
 
 
-def _patterns(args: tuple[Any, ...]) -> Iterator[Pattern]:
+def patterns_in(args: tuple[Any, ...]) -> Iterator[Pattern]:
+    """The patterns among arguments and in their lists."""
     for arg in args:
         if isinstance(arg, Pattern):
             yield arg
         elif isinstance(arg, (tuple, list)):
-            yield from _patterns(tuple(arg))
+            yield from patterns_in(tuple(arg))
 
 
 class _Any:
@@ -76,6 +77,11 @@ class Miss:
 def match(pattern: Pattern | Hole, node: Node, holes: Mapping[str, int] | None = None) -> Bindings | None:
     """What the holes stand for if the pattern matches at this node, else None."""
     return next(_match(pattern, node, {}, None, 0), None)
+
+
+def matches(pattern: Pattern, node: Node) -> Iterator[Bindings]:
+    """Every way in which the pattern matches at this node: commutative operations give several."""
+    return _match(pattern, node, {}, None, 0)
 
 
 def explain(pattern: Pattern, node: Node) -> Miss | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from planish.errors import InternalError
 from planish.ir.dialect import operation
@@ -16,6 +16,10 @@ MAX_SWEEPS = 60
 
 NodeRule: TypeAlias = "Callable[[Node], Node | None]"
 """A rewrite that is not an equation between patterns: returns the replacement, or None."""
+
+
+ByRoot: TypeAlias = "dict[str, list[tuple[frozenset[str], str, NodeRule]]]"
+"""Rules by the operation at their root: operations that operands must have, name, function."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +34,11 @@ class Rewrite:
 
 @dataclass
 class Log:
-    """All rewrites of a run, in order, and how many more may happen."""
+    """All rewrites of a run, in order, how many more may happen, and what passes have to report."""
 
     limit: int | None = None
     steps: list[Rewrite] = field(default_factory=list)
+    notes: list[Any] = field(default_factory=list)
 
     @property
     def exhausted(self) -> bool:
@@ -55,11 +60,11 @@ def remake(node: Node, changed: dict[Node, Node]) -> Node:
 
 def sweep(program: Program, rules: Sequence[Rule | tuple[str, NodeRule]], log: Log) -> Program:
     """Visit every node once, operands first, and apply the rules at each until none fires."""
-    by_root: dict[str, list[tuple[str, NodeRule]]] = {}
+    by_root: ByRoot = {}
     anywhere: list[tuple[str, NodeRule]] = []
     for each in rules:
         if isinstance(each, Rule):
-            by_root.setdefault(each.root, []).append((each.name, each.apply))
+            by_root.setdefault(each.root, []).append((each.needs, each.name, each.apply))
         else:
             anywhere.append(each)
     changed: dict[Node, Node] = {}
@@ -79,13 +84,15 @@ def sweep(program: Program, rules: Sequence[Rule | tuple[str, NodeRule]], log: L
 
 
 def _settle(
-    node: Node, by_root: dict[str, list[tuple[str, NodeRule]]], anywhere: list[tuple[str, NodeRule]], log: Log,
+    node: Node, by_root: ByRoot, anywhere: list[tuple[str, NodeRule]], log: Log,
     origins: dict[Node, Origin],
 ) -> Node:  # fmt: skip
     fired = True
     while fired:
         fired = False
-        for name, apply in (*by_root.get(node.op, ()), *anywhere):
+        have = {operand.op for operand in node.operands}
+        table = [(name, apply) for needs, name, apply in by_root.get(node.op, ()) if needs <= have]
+        for name, apply in (*table, *anywhere) if anywhere else table:
             if log.exhausted:
                 return node
             after = apply(node)

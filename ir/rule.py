@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 from planish.errors import PlanishError, ShapeError
 from planish.ir.node import Node, input_leaf
-from planish.ir.pattern import Hole, Miss, Pattern, explain, match
+from planish.ir.pattern import Hole, Miss, Pattern, explain, matches, patterns_in
 
 Kind: TypeAlias = Literal["exact", "close", "lossy"]
 
@@ -40,33 +41,42 @@ class Rule:
         """The operation at which the rule may fire."""
         return self.pattern.row.name
 
+    @cached_property
+    def needs(self) -> frozenset[str]:
+        """Operations that operands of the root must have; a node without them is passed over quickly."""
+        return frozenset(p.row.name for p in patterns_in(self.pattern.args))
+
     def apply(self, node: Node) -> Node | None:
         """The right side at this node, or None if the left side does not match or the rule declines."""
-        bound = match(self.pattern, node)
-        if bound is None:
-            return None
-        try:
-            result = self.right(**bound)
-        except Decline:
-            return None
-        if result is node:
-            return None
-        if result.type != node.type:
-            raise ShapeError("PL350", f"rule {self.name} changes {node.type} into {result.type} at {node!r}")
-        return result
+        for bound in matches(self.pattern, node):
+            try:
+                result = self.right(**bound)
+            except Decline:
+                continue
+            if result is node:
+                continue
+            if result.type != node.type:
+                raise ShapeError(
+                    "PL350", f"rule {self.name} changes {node.type} into {result.type} at {node!r}"
+                )
+            return result
+        return None
 
     def why(self, node: Node) -> Miss | None:
         """The nearest miss at this node; None if the rule fires or is not about this operation."""
         if node.op != self.root:
             return None
-        bound = match(self.pattern, node)
-        if bound is None:
+        declined: str | None = None
+        for bound in matches(self.pattern, node):
+            try:
+                self.right(**bound)
+            except Decline as reason:
+                declined = str(reason)
+            else:
+                return None
+        if declined is None:
             return explain(self.pattern, node)
-        try:
-            self.right(**bound)
-        except Decline as reason:
-            return Miss(self.pattern.size(), node, f"declined: {reason}")
-        return None
+        return Miss(self.pattern.size(), node, f"declined: {declined}")
 
     def example_sides(self) -> tuple[Node, Node | None]:
         """The left side on the example's types, and what the rule makes of it."""
@@ -75,7 +85,7 @@ class Rule:
         values = {}
         for name, given in self.example.items():
             is_type = isinstance(given, str) and "[" in given
-            values[name] = input_leaf(name, parse_type(given)) if is_type else given
+            values[name] = input_leaf(name, parse_type(given)) if is_type else given() if callable(given) else given
         left = self.left(**values)
         return left, self.apply(left)
 

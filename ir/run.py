@@ -37,9 +37,18 @@ def implementation(row: Operation) -> Callable[..., Any]:
             found = getattr(eager, row.torch[7:], None) or _control[row.torch[7:]]
         else:
             name, _, overload = row.torch.partition(".")
-            found = getattr(getattr(torch.ops.aten, name), overload)
+            found = _positional(getattr(getattr(torch.ops.aten, name), overload), len(row.parameters))
         _implementations[row.name] = found
     return found
+
+
+def _positional(overload: Any, count: int) -> Callable[..., Any]:
+    """The overload as a function of positions; ATen takes some parameters by keyword only."""
+    named = [a.name if a.kwarg_only else "" for a in overload._schema.arguments[:count]]
+    plain = named.index(next(filter(None, named))) if any(named) else count
+    if plain == count:
+        return overload  # type: ignore[no-any-return]
+    return lambda *args: overload(*args[:plain], **dict(zip(named[plain:], args[plain:], strict=True)))
 
 
 def apply(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -145,6 +154,11 @@ def run(
             "PL323", f"{program.name} takes {len(program.inputs)} inputs ({names}), got {len(inputs)}"
         )
     return _run(program, weights, inputs, bind_inputs(program, inputs), hook, states or {}, override or {})
+
+
+def run_with(program: Program, weights: Weights, binding: Mapping[Symbol, int]) -> tuple[torch.Tensor, ...]:
+    """Execute a program without inputs, its dimensions given: for expressions of positions and constants."""
+    return _run(program, weights, (), binding, None, {}, {})
 
 
 def _run(

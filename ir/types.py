@@ -122,13 +122,23 @@ def _expanded(value: sympy.Expr) -> Size:
 
 @lru_cache(maxsize=65536)
 def floor_div(a: Size, b: Size) -> Size:
-    """``a // b`` in canonical form; exact quotients lose the floor."""
+    """``a // b`` in canonical form: exact quotients lose the floor, nested floors become one."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b
     quotient = sympy.cancel(sympy.sympify(a) / b)
-    if sympy.fraction(sympy.together(quotient))[1].is_Integer:
-        return size(sympy.floor(sympy.expand(quotient)))
-    return size(sympy.floor(quotient))
+    top, bottom = sympy.fraction(sympy.together(quotient))
+    if not bottom.is_Integer:
+        return size(sympy.floor(quotient))
+    terms = sympy.Add.make_args(sympy.expand(top))
+    floors = [t for t in terms if isinstance(t, sympy.floor)]
+    if len(floors) == 1:  # (x//c + n)//d is (x + n*c)//(c*d) for whole n
+        inner, c = sympy.fraction(sympy.together(floors[0].args[0]))
+        if c.is_Integer:
+            rest = sympy.Add(*(t for t in terms if t is not floors[0]))
+            return floor_div(size(inner + c * rest), int(c * bottom))
+    quotient = sympy.expand(quotient)
+    whole = sympy.floor(quotient.as_coeff_Add()[0])  # what stays inside has a constant part in [0, 1)
+    return size(sympy.floor(quotient - whole) + whole)
 
 
 @lru_cache(maxsize=65536)

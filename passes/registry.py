@@ -19,6 +19,10 @@ BUILT_IN: Mapping[str, str] = {
     "canonical": "planish.passes.canonical.passes:Canonical",
     "simplify": "planish.passes.canonical.passes:Simplify",
     "fold": "planish.passes.canonical.fold:Fold",
+    "find-norm": "planish.passes.recognise.norm:FindNorm",
+    "find-rope": "planish.passes.recognise.rope:FindRope",
+    "find-attention": "planish.passes.recognise.attention:FindAttention",
+    "recognise": "planish.passes.recognise.recognise:Recognise",
     "affine": "planish.passes.compress.affine:Affine",
 }
 """Name of a pass to the class that is imported when it is asked for."""

@@ -104,6 +104,10 @@ class Graph:
             graph = graph.parent
         return None
 
+    def copy(self, value: str, name: str) -> None:
+        """Give a value a second name, as a result of the graph."""
+        self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+
     def constant(self, value: Any, kind: DType | str, shape: Sequence[int] | None = None) -> str:
         """A small constant held in the model itself."""
         element = DTYPES[kind] if isinstance(kind, str) else kind

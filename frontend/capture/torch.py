@@ -14,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 from planish.errors import CaptureError, PlanishError, UsageError
 from planish.frontend.capture.base import Captured
 from planish.frontend.capture.dims import Wanted, wanted_axes
+from planish.frontend.capture.recurrent import keep_recurrent
 from planish.frontend.capture.sources import fixed_dimension_reason, model_line
 from planish.frontend.capture.translate import translate
 
@@ -145,7 +146,7 @@ def _export(
         for p in inspect.signature(model.forward).parameters.values()
     )
     spec: Any = _variadic_shapes(model, args, kwargs, shapes, names) if variadic else shapes
-    with _evaluation_mode(model), warnings.catch_warnings(), torch.no_grad():
+    with _evaluation_mode(model), warnings.catch_warnings(), torch.no_grad(), keep_recurrent():
         warnings.simplefilter("ignore")
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)

@@ -15,6 +15,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from planish.errors import CaptureError, InternalError, PlanishError, UnsupportedOpError
 from planish.frontend.capture.base import Captured
 from planish.frontend.capture.dims import SizeTranslator, Wanted, ours
+from planish.frontend.capture.recurrent import keep_recurrent
 from planish.frontend.capture.sources import node_line, node_scope
 from planish.frontend.capture.torch_ops import load
 from planish.frontend.capture.torch_ops.base import HANDLERS, to_dtype
@@ -56,7 +57,7 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     )
     if not mutates and not unknown:
         return exported
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), keep_recurrent():
         warnings.simplefilter("ignore")
         plain = exported.run_decompositions({})
         if all(_known(n) for n in plain.graph.nodes if _is_operator(n)):

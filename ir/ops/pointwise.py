@@ -25,7 +25,7 @@ for name in (
 ):  # fmt: skip
     define(f"aten.{name}", "x", keep_float, pointwise=True)
 
-define("aten.gelu", "x, approximate:str='none'", keep_float, pointwise=True)
+define("aten.gelu", "x, approximate:str='none'", keep_float, pointwise=True, torch="custom:gelu")
 define("aten.softplus", "x, beta:float=1.0, threshold:float=20.0", keep_float, pointwise=True)
 define("aten.elu", "x, alpha:float=1.0, scale:float=1.0, input_scale:float=1.0", keep_float, pointwise=True)
 define("aten.leaky_relu", "x, negative_slope:float=0.01", keep_float, pointwise=True)

@@ -49,7 +49,7 @@ define("aten.scatter", "x, dim:axis, index, source", shapes.scatter, torch="scat
 define("aten.scatter_add", "x, dim:axis, index, source", shapes.scatter)
 define(
     "aten.scatter_reduce", "x, dim:axis, index, source, reduce:str, include_self:bool=True", shapes.scatter,
-    torch="scatter_reduce.two",
+    torch="custom:scatter_reduce",
 )  # fmt: skip
 
 define("aten.full", "shape:sizes, value:number, dtype:dtype", shapes.full, torch="custom:full")

@@ -13,6 +13,7 @@ from planish.passes.canonical.terms import (
     fits,
     float_zero,
     full_value,
+    holds,
     integral,
     number,
     require,
@@ -156,12 +157,6 @@ def minimum_self(x: Any) -> Node:
     return tensor(x)
 
 
-@rule(lambda x: aten.clamp(x, None, None), example={"x": F})
-def clamp_none(x: Node) -> Node:
-    """clamp(x, None, None) = x"""
-    return x
-
-
 # Casts
 
 
@@ -184,13 +179,11 @@ def cast_cast(x: Node, a: DType, b: DType) -> Node:
 def cast_full(s: Any, v: Any, a: DType, b: DType) -> Node:
     """to(full(v, a), b) = full(v, b) if the value survives the first type"""
     value = full_value(v, a)
-    if a.is_float and not (math.isinf(value) or math.isnan(value)):
-        exact = 2 ** {"f64": 53, "f32": 24, "f16": 11, "bf16": 8}.get(a.name, 3)
-        require(a.name == "f64" or (value * 64).is_integer() and abs(value * 64) < exact, "the value may be rounded")
-    if a.is_float and not b.is_float:
-        require(not (math.isinf(value) or math.isnan(value)), "not a number of the other type")
+    require(holds(value, a), "the value is rounded")
+    if isinstance(value, float) and not b.is_float:
+        require(math.isfinite(value), "not a number of the other type")
         value = int(value) if b.is_integer else value != 0
-    if b.is_integer and not isinstance(value, float):
+    if b.is_integer:
         require(fits(size(int(value) if isinstance(value, bool) else value), b), "the value does not fit")
     return aten.full(s, full_value(value, b), b)
 

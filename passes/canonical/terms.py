@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from typing import Any
 
 import sympy
@@ -87,6 +88,21 @@ def full_value(value: Any, element: DType) -> Any:
     require(element.is_integer, f"a value of type {element}")
     require(math.isfinite(value) and fits(int(value), element), f"{value} is not a value of type {element}")
     return int(value)
+
+
+def holds(value: Any, element: DType) -> bool:
+    """True if an element type holds a value without rounding."""
+    if not isinstance(value, float) or not math.isfinite(value) or element.name == "f64":
+        return True
+    form = {"f32": "f", "bf16": "f", "f16": "e"}.get(element.name)
+    if form is None:
+        return False
+    try:
+        stored = struct.pack("<" + form, value)
+    except OverflowError:
+        return False
+    same = struct.unpack("<" + form, stored)[0] == value
+    return bool(same and (element.name != "bf16" or stored[:2] == b"\0\0"))
 
 
 def single(size: Size) -> bool:

@@ -62,6 +62,17 @@ def body(at: At, inputs: list[Value | None]) -> onnx_ir.Function | None:
     return None if proto is None else onnx_ir.from_proto(proto)
 
 
+def defaults(at: At) -> dict[str, Any]:
+    """The attributes that a node leaves out, with the values that the operator's definition gives them."""
+    schema = _schema(_plain(at.node.domain), at.node.op_type, at.opset)
+    found: dict[str, Any] = {}
+    for name, attribute in schema.attributes.items():
+        if attribute.default_value.type != onnx.AttributeProto.UNDEFINED:
+            value = onnx_ir.from_proto(attribute.default_value).value
+            found[name] = tuple(value) if isinstance(value, (list, tuple)) else value
+    return found
+
+
 def _for_types(schema: Any, at: At, inputs: list[Value | None]) -> onnx.FunctionProto | None:
     node = onnx_ir.to_proto(at.node)
     types = [_type(v).SerializeToString() for v in inputs]

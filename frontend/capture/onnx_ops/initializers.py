@@ -31,14 +31,19 @@ class Initializers:
 
     def __init__(self, weights: Weights, folder: Path | None) -> None:
         self._weights = weights
-        self._folder = folder
+        self.folder = folder
+        self._read: dict[onnx_ir.Value, Value] = {}
 
     def value(self, initial: onnx_ir.Value) -> Value:
         """An initializer as a constant under its own name, or as a known array if it is small."""
         tensor, name = initial.const_value, initial.name or "?"
         if tensor is None:
             raise CaptureError("PL141", "an initializer has no data", where=name)
-        return read_tensor(tensor, name, self._weights, self._folder)
+        if initial not in self._read:
+            while name in self._weights:
+                name += "'"  # of a branch, which may reuse a name
+            self._read[initial] = read_tensor(tensor, name, self._weights, self.folder)
+        return self._read[initial]
 
 
 def read_tensor(tensor: Any, name: str, weights: Weights, folder: Path | None = None) -> Value:

@@ -23,6 +23,7 @@ import onnx_ir
 import torch
 
 from planish.errors import CaptureError
+from planish.frontend.capture.onnx_ops.initializers import read_tensor
 from planish.frontend.capture.onnx_ops.values import (
     Empty,
     Items,
@@ -116,10 +117,22 @@ class At:
         """A constant that this node brings along, named after it."""
         if isinstance(tensor, np.ndarray):
             tensor = torch.from_numpy(np.ascontiguousarray(tensor).reshape(tensor.shape))
-        base = f"{self.name}#{hint or 'value'}"
-        count = self.fresh[base] = self.fresh.get(base, 0) + 1
-        name = base if count == 1 else f"{base}{count}"
+        name = self.fresh_name(f"{self.name}#{hint or 'value'}")
         return const(name, self.weights.add(name, tensor))
+
+    def fresh_name(self, base: str) -> str:
+        """A name that no weight has."""
+        while True:
+            count = self.fresh[base] = self.fresh.get(base, 0) + 1
+            name = base if count == 1 else f"{base}.{count}"
+            if name not in self.weights:
+                return name
+
+    def read(self, tensor: Any) -> Value:
+        """A tensor of the file that is no initializer, named after this node's output."""
+        first = next((o.name for o in self.node.outputs if o.name), None)
+        name = self.prefix + first if first else self.name
+        return read_tensor(tensor, self.fresh_name(name), self.weights, self.walk.initializers.folder)
 
     def sizes(self, value: Value | None, what: str) -> Sizes:
         """A value as a list of sizes; refuses what is computed from data."""

@@ -117,7 +117,7 @@ class Walk:
         body = bodies.body(at, inputs)
         if body is None:
             raise UnsupportedOpError("PL201", f"the operator {node.op_type} is not supported", where=at.where)
-        return self.call(body, inputs, at, attributes)
+        return self.call(body, inputs, at, {**bodies.defaults(at), **attributes})
 
     def _early(self, at: At, inputs: list[Value | None], attributes: Attributes) -> tuple[Value | None, ...] | None:
         """The results of shape arithmetic, or None if it is none."""

@@ -7,9 +7,10 @@ from typing import Any
 
 from planish.frontend.capture.torch_ops.base import HANDLERS, cast, handles, refuse, reshaped, to_dtype
 from planish.frontend.capture.torch_ops.pointwise import add, mul
-from planish.frontend.capture.torch_ops.structure import transpose, unsqueeze
+from planish.frontend.capture.torch_ops.structure import expand, transpose, unsqueeze
 from planish.ir.namespace import aten, planish
 from planish.ir.node import Node
+from planish.ir.shapes import broadcast
 from planish.ir.types import equal, floor_div, product, size
 
 
@@ -258,7 +259,9 @@ def attention(
     if dropout:
         raise refuse("attention with dropout: call model.eval() first")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    if enable_gqa and not equal(q.shape[-3], k.shape[-3]):
+    batch = broadcast(q.shape[:-3], k.shape[:-3], v.shape[:-3])
+    q, k, v = (expand(x, [*batch, *x.shape[-3:]]) if x.rank > 3 else x for x in (q, k, v))
+    if q.rank > 2 and not equal(q.shape[-3], k.shape[-3]) and (enable_gqa or equal(k.shape[-3], 1)):
         return planish.attention(q, k, v, mask, causal, None, scale)
     return aten.scaled_dot_product_attention(q, k, v, mask, causal, scale)
 

@@ -1,0 +1,147 @@
+"""Where the bytes of initializers come from: weights as they are, other views of them, and the load model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from onnx import TensorProto, numpy_helper
+
+from planish.backends.ort.graph import ONNX_TYPES, Array, Graph, numpy_type, value_info
+from planish.ir.types import DTYPES, DType, TensorType
+from planish.runtime.tensors import TensorSource
+
+if TYPE_CHECKING:
+    import onnx
+
+    from planish.ir.weights import Weights
+
+LOADED = "load"
+"""The location that an initializer names when it is an output of the load model."""
+
+PLACEHOLDER = "weights/model.safetensors"
+"""The location of all other big initializers until they are placed."""
+
+
+def to_numpy(tensor: Any, kind: DType) -> Array:
+    """The values of a torch tensor, also in element types that numpy lacks."""
+    import torch
+
+    value = tensor.detach().cpu().contiguous()
+    wanted = numpy_type(kind)
+    if wanted.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        bits = torch.uint16 if wanted.itemsize == 2 else torch.uint8
+        return np.asarray(value.view(bits).numpy().view(wanted))
+    return np.asarray(value.numpy())
+
+
+class Storage:
+    """The initializers of a model in the making. Every tensor is stored once, whatever refers to it."""
+
+    def __init__(self, weights: Weights, graph: Graph, inline_bytes: int) -> None:
+        self.weights = weights
+        self.graph = graph
+        self.load = Graph()
+        self.tensors: dict[str, TensorSource] = {}
+        self.initializers: list[onnx.TensorProto] = []
+        self.stored: dict[str, str] = {}
+        self.load_inputs: dict[str, onnx.ValueInfoProto] = {}
+        self.load_outputs: dict[str, onnx.ValueInfoProto] = {}
+        self.growth = 0
+        self._inline_bytes = inline_bytes
+        self._sources: set[str] = set()
+
+    def constant(self, name: str) -> str:
+        """A weight as it is: its initializer."""
+        kind = self.weights.type(name)
+        if name in self.graph.constants or name in self.stored:
+            return name
+        if int(kind.nbytes) <= self._inline_bytes:
+            self.graph.reserve(name)
+            array = to_numpy(self.weights.tensor(name), kind.dtype)
+            self.graph.constants[name] = numpy_helper.from_array(array, name)
+            self._sources.add(name)
+            return name
+        self.graph.reserve(name)
+        return self._external(name, ONNX_TYPES[kind.dtype.name], self._shape(kind), self._store(name))
+
+    def view(self, name: str, what: str, element: int, shape: Sequence[int]) -> str:
+        """The bytes of a weight under another element type and shape."""
+        made = f"{name}@{what}"
+        if made not in self.stored:
+            self.graph.reserve(made)
+            self._external(made, element, shape, self._store(name))
+        return made
+
+    def derived(
+        self, made: str, source: str, element: int, stored: TensorType, shape: Sequence[int], change: Callable[[Array], Array]
+    ) -> str:  # fmt: skip
+        """A weight stored in another layout; ``change`` is applied when it is written."""
+        if made not in self.stored:
+            self.graph.reserve(made)
+            kind, weights = self.weights.type(source), self.weights
+
+            def data() -> Array:
+                return np.ascontiguousarray(change(to_numpy(weights.tensor(source), kind.dtype)))
+
+            self.tensors[made] = TensorSource(stored.dtype.name, self._shape(stored), data)
+            self._external(made, element, shape, made)
+            self._sources.add(source)
+            self.growth += max(0, int(stored.nbytes) - int(kind.nbytes))
+        return made
+
+    def load_input(self, name: str) -> str:
+        """A weight as an input of the load model."""
+        if name not in self.load_inputs:
+            kind = self.weights.type(name)
+            self._store(name)
+            self.load.reserve(name)
+            self.load_inputs[name] = value_info(name, kind.dtype, kind.shape)
+        return name
+
+    def loaded(self, made: str, kind: str, shape: Sequence[int], compute: Callable[[Graph], str]) -> str:
+        """An initializer that the load model computes."""
+        if made not in self.load_outputs:
+            self.graph.reserve(made)
+            value = compute(self.load)
+            self.load.reserve(made)
+            self.load.copy(value, made)
+            self.load_outputs[made] = value_info(made, DTYPES[kind], shape)
+            tensor = self._reference(made, ONNX_TYPES[kind], shape, LOADED)
+            self.initializers.append(tensor)
+        return made
+
+    def leaf_bytes(self) -> int:
+        """Bytes of all weights that the model uses, as they are in the program."""
+        return sum(self.weights.nbytes(name) for name in self._sources)
+
+    def _store(self, name: str) -> str:
+        if name not in self.tensors:
+            kind, weights = self.weights.type(name), self.weights
+            self.tensors[name] = TensorSource(
+                kind.dtype.name, self._shape(kind), lambda: to_numpy(weights.tensor(name), kind.dtype)
+            )
+            self._sources.add(name)
+        return name
+
+    def _external(self, name: str, element: int, shape: Sequence[int], stored: str) -> str:
+        self.initializers.append(self._reference(name, element, shape, PLACEHOLDER))
+        self.stored[name] = stored
+        return name
+
+    def _reference(self, name: str, element: int, shape: Sequence[int], location: str) -> onnx.TensorProto:
+        tensor = TensorProto(name=name, data_type=element, dims=list(shape))
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=location)
+        return tensor
+
+    @staticmethod
+    def _shape(kind: TensorType) -> tuple[int, ...]:
+        return tuple(int(s) for s in kind.shape if isinstance(s, int))
+
+
+def external_location(tensor: onnx.TensorProto) -> str:
+    """The location that an external initializer names."""
+    entries: Mapping[str, str] = {e.key: e.value for e in tensor.external_data}
+    return entries["location"]

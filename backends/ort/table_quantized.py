@@ -1,0 +1,142 @@
+"""Codes: unpacking and scaling of values that are computed, and of constants where no kernel takes the codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planish.backends.ort.graph import Graph
+from planish.backends.ort.table import Call, lowers
+from planish.ir.ops.quantized import packed_bytes
+from planish.ir.types import DType, Size, floor_div
+from planish.ir.types import size as as_size
+
+
+@lowers("planish.unpack")
+def _unpack(c: Call, codes: str, bits: int, length: Size) -> str:
+    return unpack(c.graph, codes, c.shape()[:-1], bits, length)
+
+
+def unpack(g: Graph, codes: str, lead: Sequence[Size], bits: int, length: Size) -> str:
+    """Packed codes to one code a byte. Widths that do not divide a byte read 16 bits at a time."""
+    rank = len(lead) + 1
+    if bits == 8:
+        return codes
+    mask = g.constant(2**bits - 1, "u8")
+    if bits in (1, 2, 4):
+        shifts = g.constant(range(0, 8, bits), "u8")
+        wide = g.op("BitShift", g.op("Unsqueeze", codes, g.ints(rank)), shifts, direction="RIGHT")
+        wide = g.op("BitwiseAnd", wide, mask)
+        count = as_size(packed_bytes(length, bits) * (8 // bits))
+        flat = g.reshape(wide, (*lead, packed_bytes(length, bits), 8 // bits), (*lead, count))
+        return flat if count == length else first(g, flat, rank - 1, length)
+    # Eight codes fill `bits` bytes: place i of eight begins in byte i*bits // 8, at bit i*bits % 8.
+    rows = floor_div(as_size(length + 7), 8)
+    room = as_size(rows * bits - packed_bytes(length, bits) + 1)
+    pads = [0] * rank + [0] * (rank - 1) + [room]
+    padded = g.op("Pad", codes, g.sizes(pads))
+    low = first(g, padded, rank - 1, as_size(rows * bits))
+    high = g.op("Slice", padded, g.ints(1), g.size(as_size(rows * bits + 1)), g.ints(rank - 1))
+    low, high = g.cast(low, "u16"), g.cast(high, "u16")
+    pairs = g.op("BitwiseOr", low, g.op("BitShift", high, g.constant(8, "u16"), direction="LEFT"))
+    blocks = g.reshape(pairs, (*lead, as_size(rows * bits)), (*lead, rows, bits))
+    chosen = g.op("Gather", blocks, g.ints(*(i * bits // 8 for i in range(8))), axis=rank)
+    shifted = g.op(
+        "BitShift", chosen, g.constant([i * bits % 8 for i in range(8)], "u16"), direction="RIGHT"
+    )
+    codes8 = g.cast(g.op("BitwiseAnd", shifted, g.constant(2**bits - 1, "u16")), "u8")
+    flat = g.reshape(codes8, (*lead, rows, 8), (*lead, as_size(rows * 8)))
+    return flat if as_size(rows * 8) == length else first(g, flat, rank - 1, length)
+
+
+def pack(g: Graph, codes: str, lead: Sequence[Size], bits: int, length: int) -> str:
+    """One code a byte to packed codes of 2, 4 or 8 bits; ``length`` is a multiple of the codes in a byte."""
+    if bits == 8:
+        return codes
+    per, rank = 8 // bits, len(lead) + 1
+    parts = g.reshape(codes, (*lead, length), (*lead, length // per, per))
+    moved = g.op("BitShift", parts, g.constant(range(0, 8, bits), "u8"), direction="LEFT")
+    out = g.op("Gather", moved, g.constant(0, "i64"), axis=rank)
+    for i in range(1, per):
+        out = g.op("BitwiseOr", out, g.op("Gather", moved, g.constant(i, "i64"), axis=rank))
+    return out
+
+
+def first(g: Graph, value: str, axis: int, count: Size) -> str:
+    """The first places of an axis."""
+    return g.op("Slice", value, g.ints(0), g.size(count), g.ints(axis))
+
+
+@lowers("planish.dequant")
+def _dequant(c: Call, codes: str, scale: str, zero: str, group: int, dtype: DType) -> str:
+    kind = c.type(0)
+    node = c.node.args[2]
+    tensor_zero = node if hasattr(node, "tensor") else None
+    values = Scaled(c.graph, codes, kind.dtype.name, kind.shape, group)
+    scale = values.spread(values.as_f32(scale, c.type(1).dtype), c.type(1).shape)
+    if tensor_zero is None:
+        plain = None if c.node.args[2] == 0 else float(c.node.args[2])
+        out = values.scaled(scale, None, plain)
+    else:
+        spread = values.spread(zero, tensor_zero.shape)
+        out = values.scaled(scale, (spread, tensor_zero.dtype), None)
+    return out if dtype.name == "f32" else c.graph.cast(out, dtype)
+
+
+class Scaled:
+    """``scale*(codes - zero)`` by a blocked ``DequantizeLinear``, which ONNX Runtime does not fold."""
+
+    def __init__(self, g: Graph, codes: str, kind: str, shape: Sequence[Size], group: int) -> None:
+        self.g, self.codes, self.kind, self.shape = g, codes, kind, tuple(shape)
+        length = self.shape[-1]
+        self.groups = floor_div(as_size(length + group - 1), group)
+        self.group = min(group, length) if isinstance(length, int) else group
+        self.stats = (*self.shape[:-1], self.groups)
+
+    def as_f32(self, value: str, have: DType) -> str:
+        """A statistic in the element type that is computed in."""
+        return value if have.name == "f32" else self.g.cast(value, "f32")
+
+    def spread(self, value: str, have: Sequence[Size]) -> str:
+        """A statistic for every group."""
+        if tuple(have) == self.stats:
+            return value
+        given = [1 if a == b else b for a, b in zip(have, self.stats, strict=True)]
+        return self.g.op("Expand", value, self.g.sizes(given))
+
+    def scaled(self, scale: str, zero: tuple[str, DType] | None, plain: float | None) -> str:
+        """The values; ``zero`` is a tensor, ``plain`` one number."""
+        g = self.g
+        if zero is not None and zero[1].is_integer:
+            return self._linear(scale, g.cast(zero[0], _CODES[self.kind]))
+        if plain is not None and plain == int(plain) and self._fits(int(plain)):
+            point = g.op("Expand", g.constant(int(plain), "u8"), g.sizes(self.stats))
+            return self._linear(scale, g.cast(point, _CODES[self.kind]))
+        out = self._linear(scale, None)
+        if zero is None and plain is None:
+            return out
+        offset = g.constant(plain, "f32") if zero is None else self.as_f32(*zero)
+        return g.op("Sub", out, self._repeat(g.op("Mul", scale, offset)))
+
+    def _fits(self, value: int) -> bool:
+        low, high = {"u4": (0, 15), "u2": (0, 3), "u8": (0, 255)}.get(self.kind, (1, 0))
+        return low <= value <= high
+
+    def _linear(self, scale: str, zero: str | None) -> str:
+        codes = self.codes
+        if self.kind in ("i64", "u64", "u32"):
+            codes = self.g.cast(codes, "i32")
+        return self.g.op("DequantizeLinear", codes, scale, zero, axis=-1, block_size=self.group)
+
+    def _repeat(self, value: str) -> str:
+        """One value for each code from one for each group."""
+        g, rank = self.g, len(self.shape)
+        wide = g.op("Expand", g.op("Unsqueeze", value, g.ints(rank)), g.ints(*[1] * rank, self.group))
+        total = as_size(self.groups * self.group)
+        flat = g.reshape(wide, (*self.stats, self.group), (*self.shape[:-1], total))
+        return flat if total == self.shape[-1] else first(g, flat, rank - 1, self.shape[-1])
+
+
+_CODES = {
+    "u8": "u8", "i8": "i8", "u16": "u16", "i16": "i16", "i32": "i32", "i64": "i32", "u64": "i32", "u32": "i32",
+    "u4": "u4", "u2": "u2",
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Recognition: many spellings of norms, rotary embedding and attention become one operation each."""
