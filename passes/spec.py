@@ -172,25 +172,31 @@ def _described(choice: Any) -> str:
     return names.get(choice) or repr(choice)
 
 
-def format_value(value: Any) -> str:
-    """An option's value as text."""
+def format_value(value: Any, hint: Any = str) -> str:
+    """An option's value as text; quoted where the bare text would read as something else for this type."""
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str):
         return repr(value)
-    mistaken = value in ("none", "true", "false") or _is_float(value)
+    choices = _alternatives(hint)
+    mistaken = (
+        (value == "none" and types.NoneType in choices)
+        or (value in ("true", "false") and bool in choices)
+        or (_is_float(value) and (int in choices or float in choices))
+    )
     return value if _BARE.fullmatch(value) and not mistaken else json.dumps(value)
 
 
 def format_options(options: Any, hidden: Iterable[str] = ()) -> str:
     """The fields of a frozen dataclass in braces: those that differ from their default or are always shown."""
     leave = set(hidden)
+    hints = typing.get_type_hints(type(options))
     parts = []
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         same = value == field.default and type(value) is type(field.default)
         if field.init and field.name not in leave and (not same or field.metadata.get("shown")):
-            parts.append(f"{field.name}={format_value(value)}")
+            parts.append(f"{field.name}={format_value(value, hints[field.name])}")
     return "{" + ",".join(parts) + "}" if parts else ""
 
 

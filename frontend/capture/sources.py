@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_CAPTURE = str(Path(__file__).with_name("torch.py"))
 _FOREIGN = ("/torch/", "/planish/", "\\torch\\", "<frozen", "/contextlib.py", "/functools.py")
 
 
@@ -56,33 +60,50 @@ def model_line(error: BaseException) -> str | None:
     return short(*frames[-1]) if frames else None
 
 
-def fixed_dimension_reason(exported: Any, value: int) -> tuple[str | None, str]:
-    """Where and why a dimension became the number ``value``: the line of the guard, as far as torch recorded it."""
-    environment = None
-    for node in exported.graph.nodes:
-        fake = node.meta.get("val")
-        mode = getattr(fake, "fake_mode", None)
-        if mode is not None:
-            environment = mode.shape_env
-            break
-    if environment is None:
-        return None, ""
-    for symbol, replaced in environment.replacements.items():
-        if not getattr(replaced, "is_number", False) or int(replaced) != value:
-            continue
-        location = environment.replacements_slocs.get(symbol)
-        user = getattr(location, "maybe_user_loc", None)
-        frames = _FRAME.findall(str(user or ""))
-        if frames and _is_users(frames[-1][0]):
-            return short(*frames[-1]), f"{symbol} == {value}"
-        if user is not None and hasattr(user, "filename"):
-            return short(user.filename, user.lineno), f"{symbol} == {value}"
-    for guard in environment.guards:
-        if str(value) in str(guard.expr):
-            user = guard.sloc.maybe_user_loc
-            frames = _FRAME.findall(str(user or ""))
-            if frames:
-                return short(*frames[-1]), str(guard.expr)
-            if user is not None and hasattr(user, "filename"):
-                return short(user.filename, user.lineno), str(guard.expr)
-    return None, ""
+@dataclass(frozen=True)
+class Fixed:
+    """A dimension that became a number while a model was traced: where it stands in the inputs, and the line."""
+
+    source: str
+    value: int
+    line: str | None
+
+
+@contextlib.contextmanager
+def watch_fixed_dimensions() -> Iterator[list[Fixed]]:
+    """Record every dimension that torch fixes to a number while the context is open, with the model's line."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    found: list[Fixed] = []
+    original = ShapeEnv._set_replacement
+
+    def watched(self: Any, symbol: Any, target: Any, message: str) -> None:
+        if getattr(target, "is_number", False):
+            inside = _inside_capture(traceback.extract_stack()[:-1])
+            source = ", ".join(str(s.name) for s in self.var_to_sources.get(symbol, ())) if _has_sources(self) else ""
+            line = short(inside.filename, inside.lineno or 0) if inside is not None else None
+            found.append(Fixed(source, int(target), line))
+        original(self, symbol, target, message)
+
+    ShapeEnv._set_replacement = watched  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        ShapeEnv._set_replacement = original  # type: ignore[method-assign]
+
+
+def _has_sources(environment: Any) -> bool:
+    return isinstance(getattr(environment, "var_to_sources", None), dict)
+
+
+def _inside_capture(stack: list[traceback.FrameSummary]) -> traceback.FrameSummary | None:
+    """The deepest line of the model: below the call of planish, so not the line that calls planish."""
+    begin = max((i for i, f in enumerate(stack) if f.filename == _CAPTURE), default=-1)
+    frames = [f for f in stack[begin + 1 :] if _is_users(f.filename)]
+    return frames[-1] if frames else None
+
+
+def fixed_line(found: list[Fixed], name: str, axis: int, value: int) -> str | None:
+    """The line that fixed one axis of one input."""
+    exact = [f.line for f in found if f"'{name}'" in f.source and f.source.endswith(f"[{axis}]") and f.line]
+    return next(iter(exact or [f.line for f in found if f.value == value and f.line]), None)

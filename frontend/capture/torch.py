@@ -15,7 +15,7 @@ from planish.errors import CaptureError, PlanishError, UsageError
 from planish.frontend.capture.base import Captured
 from planish.frontend.capture.dims import Wanted, wanted_axes
 from planish.frontend.capture.recurrent import keep_recurrent
-from planish.frontend.capture.sources import fixed_dimension_reason, model_line
+from planish.frontend.capture.sources import Fixed, fixed_line, model_line, watch_fixed_dimensions
 from planish.frontend.capture.translate import translate
 
 
@@ -39,8 +39,9 @@ def capture_torch(
     args, kwargs = _inputs(example_inputs)
     names = _parameter_names(model, args, kwargs)
     asked = _asked(dynamic_shapes, names, args, kwargs)
-    exported = _export(model, args, kwargs, names, asked)
-    notes = _check_fixed(exported, asked, allow_fixed)
+    with watch_fixed_dimensions() as fixed:
+        exported = _export(model, args, kwargs, names, asked)
+    notes = _check_fixed(exported, asked, fixed, allow_fixed)
     return translate(exported, name, asked, notes)
 
 
@@ -89,21 +90,21 @@ def _asked(
     values = dict(zip(names, args, strict=False)) | dict(kwargs)
     if isinstance(dynamic_shapes, (tuple, list)):
         if len(dynamic_shapes) > len(names):
-            raise UsageError("PL810", f"{len(dynamic_shapes)} dynamic shapes for {len(names)} inputs")
+            raise UsageError("PL813", f"{len(dynamic_shapes)} dynamic shapes for {len(names)} inputs")
         dynamic_shapes = dict(zip(names, dynamic_shapes, strict=False))
     unknown = [k for k in dynamic_shapes if k not in values]
     if unknown:
-        raise UsageError("PL810", f"no input is called {', '.join(unknown)}", hint=f"inputs: {', '.join(names)}")
+        raise UsageError("PL813", f"no input is called {', '.join(unknown)}", hint=f"inputs: {', '.join(names)}")
     out = {}
     for key, spec in dynamic_shapes.items():
         if spec is not None and not isinstance(values[key], torch.Tensor):
-            raise UsageError("PL810", f"{key} is not a tensor, it has no dynamic dimensions")
+            raise UsageError("PL813", f"{key} is not a tensor, it has no dynamic dimensions")
         axes = wanted_axes(spec, values[key].dim(), key) if spec is not None else {}
         for axis, each in axes.items():
             have = values[key].shape[axis]
             if not each.low <= have <= each.high:
                 raise UsageError(
-                    "PL813", f"{key}: axis {axis} ({each.name}) is {have} in the example, outside of [{each.low}, {each.high}]"
+                    "PL814", f"{key}: axis {axis} ({each.name}) is {have} in the example, outside of [{each.low}, {each.high}]"
                 )
         out[key] = axes
     return out
@@ -187,7 +188,7 @@ def _capture_failed(model: torch.nn.Module, error: Exception) -> CaptureError:
 
 
 def _check_fixed(
-    exported: ExportedProgram, asked: Mapping[str, Mapping[int, Wanted]], allow_fixed: bool
+    exported: ExportedProgram, asked: Mapping[str, Mapping[int, Wanted]], fixed: list[Fixed], allow_fixed: bool
 ) -> tuple[str, ...]:
     """Refuse or note every dimension that was asked to be dynamic and came out fixed."""
     notes = []
@@ -198,11 +199,11 @@ def _check_fixed(
             have = node.meta["val"].shape[axis]
             if not isinstance(have, int) and not have.node.expr.is_number:
                 continue
-            line, why = fixed_dimension_reason(exported, int(have))
+            line = fixed_line(fixed, node.name, axis, int(have))
             message = f"{node.name}: dimension {each.name} (axis {axis}) is fixed to {int(have)} by the model's Python"
             if not allow_fixed:
                 raise CaptureError(
-                    "PL104", message + (f": {why}" if why else ""), where=line,
+                    "PL104", message, where=line,
                     hint="pass allow_fixed=True to capture the model with this size only",
                 )  # fmt: skip
             notes.append(message + (f" at {line}" if line else ""))

@@ -76,12 +76,15 @@ def refuse_unknown(exported: ExportedProgram) -> None:
     for node in exported.graph.nodes:
         if node.op != "call_function" or node.target is operator.getitem:
             continue
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
+        if str(node.target) == "with_effects":
+            missing[str(node.args[1])] += 1
+            first.setdefault(str(node.args[1]), node_line(node) or "unknown line")
+        elif isinstance(node.target, torch._ops.HigherOrderOperator):
             raise CaptureError(
                 "PL106", f"control flow {node.target} cannot be captured yet", where=node_line(node),
                 hint="write the choice with torch.where",
             )  # fmt: skip
-        if _is_operator(node) and not _known(node):
+        elif _is_operator(node) and not _known(node):
             missing[str(node.target)] += 1
             first.setdefault(str(node.target), node_line(node) or "unknown line")
     if missing:

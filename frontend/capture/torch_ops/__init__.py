@@ -7,6 +7,7 @@ def load() -> None:
         creation,
         indexing,
         layers,
+        own,
         pointwise,
         reduction,
         structure,
