@@ -116,6 +116,7 @@ def _compare(name: str, result: torch.Tensor, expected: Any, rtol: float, atol: 
     if type_of(result) != type_of(want):
         raise AssertionError(f"{name} is {type_of(result)}, expected {type_of(want)}")
     if want.dtype.is_floating_point:
+        rtol = max(rtol, 2 * torch.finfo(want.dtype).eps)  # two units in the last place of a 16-bit type
         a, b = result.detach().to(torch.float64).numpy(), want.to(torch.float64).numpy()
     else:
         a, b = result.numpy(), want.numpy()

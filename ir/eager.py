@@ -27,6 +27,26 @@ def scatter_reduce(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: s
     return torch.scatter_reduce(x, dim, index, source, reduce, include_self=include_self)
 
 
+def total(x: Tensor, dims: Any, keepdim: bool) -> Tensor:
+    """Sum over axes in the element type of the tensor (ATen widens integers)."""
+    return torch.sum(x, dims, keepdim, dtype=x.dtype)
+
+
+def prod(x: Tensor, dim: int, keepdim: bool) -> Tensor:
+    """Product over one axis in the element type of the tensor."""
+    return torch.prod(x, dim, keepdim, dtype=x.dtype)
+
+
+def cumsum(x: Tensor, dim: int) -> Tensor:
+    """Running sum in the element type of the tensor."""
+    return torch.cumsum(x, dim, dtype=x.dtype)
+
+
+def cumprod(x: Tensor, dim: int) -> Tensor:
+    """Running product in the element type of the tensor."""
+    return torch.cumprod(x, dim, dtype=x.dtype)
+
+
 def var(x: Tensor, dims: Any, correction: float, keepdim: bool) -> Tensor:
     """Variance over axes."""
     return torch.var(x, dims, correction=correction, keepdim=keepdim)

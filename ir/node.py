@@ -76,6 +76,8 @@ def repr_argument(arg: Argument) -> str:
         return str(arg.type)
     if isinstance(arg, tuple):
         return f"[{', '.join(map(repr_argument, arg))}]"
+    if isinstance(arg, Program):
+        return arg.name
     return str(arg) if isinstance(arg, (sympy.Basic, DType)) else repr(arg)
 
 

@@ -264,7 +264,8 @@ def parse_module(text: str, file: str = "<program>") -> Module:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
-        raise ShapeError("PL340", f"not a program: {error}", where=f"{file}:{line}") from None
+        problem = getattr(error, "msg", None) or str(error)
+        raise ShapeError("PL340", f"not a program: {problem}", where=f"{file}:{line}") from None
     try:
         return reader.module(tree)
     except RecursionError:

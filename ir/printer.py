@@ -125,7 +125,14 @@ def format_dims(symbols: tuple[Symbol, ...]) -> str:
 
 def print_program(program: Program, *, dims: bool = True, sources: bool = False) -> str:
     """Text of a program, its nested programs first; ``sources`` adds the user's lines as comments."""
-    parts = [print_program(p, dims=False, sources=sources) for p in all_nested(program)]
+    every = (*all_nested(program), program)
+    symbols = sorted({s for p in every for s in p.symbols}, key=lambda s: s.name)
+    head = format_dims(tuple(symbols)) if dims else ""
+    return (head + "\n\n" if head else "") + "\n\n".join(_print_one(p, sources) for p in every)
+
+
+def _print_one(program: Program, sources: bool) -> str:
+    """Text of a program without its dimensions and nested programs."""
     names = names_of(program, {p.name for p in program.nested()})
     arguments = ", ".join(f"{names[i]}: {i.type}" for i in program.inputs)
     lines = [f"def {program.name}({arguments}):"]
@@ -141,10 +148,7 @@ def print_program(program: Program, *, dims: bool = True, sources: bool = False)
     if program.states:
         result += ", {" + ", ".join(f"{k!r}: {names[n]}" for k, n in program.states) + "}"
     lines.append(f"    return {result}")
-    symbols = sorted({s for p in (program, *all_nested(program)) for s in p.symbols}, key=lambda s: s.name)
-    head = format_dims(tuple(symbols)) if dims else ""
-    parts.append("\n".join(lines) + "\n")
-    return (head + "\n\n" if head else "") + "\n\n".join(parts)
+    return "\n".join(lines) + "\n"
 
 
 def all_nested(program: Program) -> tuple[Program, ...]:
@@ -162,7 +166,7 @@ def print_module(module: Module) -> str:
     symbols = sorted({s for p in every for s in p.symbols}, key=lambda s: s.name)
     head = format_dims(tuple(symbols))
     return (head + "\n\n" if head else "") + "\n\n".join(
-        print_program(p, dims=False) for p in dict.fromkeys(every)
+        _print_one(p, False) for p in dict.fromkeys(every)
     )
 
 

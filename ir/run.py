@@ -47,7 +47,7 @@ def _positional(overload: Any, count: int) -> Callable[..., Any]:
     named = [a.name if a.kwarg_only else "" for a in overload._schema.arguments[:count]]
     plain = named.index(next(filter(None, named))) if any(named) else count
     if plain == count:
-        return overload  # type: ignore[no-any-return]
+        return overload
     return lambda *args: overload(*args[:plain], **dict(zip(named[plain:], args[plain:], strict=True)))
 
 
@@ -55,7 +55,7 @@ def apply(name: str, *args: Any, **kwargs: Any) -> Any:
     """The number reading of an operation: eager torch on tensors, with defaults filled in."""
     row = operation(name)
     given = dict(zip((p.name for p in row.parameters), args, strict=False)) | kwargs
-    full = []
+    full: list[Any] = []
     for parameter in row.parameters:
         value = given.get(parameter.name, None if parameter.required else parameter.default)
         if value is None and parameter.kind == "axes?":

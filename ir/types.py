@@ -298,7 +298,7 @@ class TupleType:
     items: tuple[TensorType, ...]
 
     def __str__(self) -> str:
-        return f"({', '.join(map(str, self.items))})"
+        return f"({', '.join(map(str, self.items))}{',' * (len(self.items) == 1)})"
 
 
 Type: TypeAlias = TensorType | TupleType

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from planish.ir.node import Node, Program, intern
-from planish.ir.rewrite import Log, NodeRule, rewrite, substitute, sweep
+from planish.ir.rewrite import Log, NodeRule, rewrite, sweep
 from planish.ir.rule import Kind, Rule
 from planish.ir.weights import Weights
 

@@ -38,8 +38,8 @@ def to_console(console: Console) -> Sink:
 
 def text_diff(before: Program, after: Program, labels: tuple[str, str], context: int) -> str:
     """The unified difference of two programs' texts; empty if they read the same."""
-    sides = [str(p).splitlines() for p in (before, after)]
-    return "\n".join(difflib.unified_diff(*sides, *labels, n=context, lineterm=""))
+    old, new = (str(p).splitlines() for p in (before, after))
+    return "\n".join(difflib.unified_diff(old, new, *labels, n=context, lineterm=""))
 
 
 def print_changed(sink: Sink, context: int = 2) -> Observer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ settings.register_profile("planish", deadline=None, derandomize=True, database=N
 settings.load_profile("planish")
 
 
+# Helper modules of the tests are imported by their plain names.
+sys.path.insert(0, str(Path(__file__).parent))
+
+
 class RootIsNoTestPackage:
     """The root holds the facade's `__init__.py`; pytest would import it again under the name of the folder."""
 
@@ -25,6 +30,12 @@ class RootIsNoTestPackage:
         if path != Path(__file__).resolve().parents[1]:
             return None
         return pytest.Dir.from_parent(parent, path=path)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate-golden", action="store_true", help="write what passes now make of the golden programs"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

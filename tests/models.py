@@ -100,8 +100,14 @@ def add(
     CASES[name] = ModelCase(name, built(make), inputs, dynamic, capture, (check[0], check[1]), kind)
 
 
-def hugging_face(architecture: str, configuration: str, **options: Any) -> Callable[[], nn.Module]:
-    """A builder of a transformers model from the names of its class and configuration class."""
+def hugging_face(
+    architecture: str, configuration: str, experts: str | None = None, **options: Any
+) -> Callable[[], nn.Module]:
+    """A builder of a transformers model from the names of its class and configuration class.
+
+    ``experts`` chooses how a mixture of experts multiplies: ``batched_mm`` is plain arithmetic, the default sorts the
+    tokens by expert and calls a custom operator.
+    """
 
     def make() -> nn.Module:
         import transformers
@@ -109,23 +115,34 @@ def hugging_face(architecture: str, configuration: str, **options: Any) -> Calla
         part, _, inner = architecture.partition(".")
         config = getattr(transformers, configuration)(**options)
         model: nn.Module = getattr(transformers, part)(config)
-        if hasattr(config, "num_experts") or hasattr(config, "num_local_experts"):
-            # Grouped products sort by a histogram of the tokens; batched products are plain arithmetic.
-            model.set_experts_implementation("batched_mm")  # type: ignore[operator]
+        if experts is not None:
+            model.set_experts_implementation(experts)  # type: ignore[operator]
         return model.get_submodule(inner) if inner else model
 
     return make
 
 
-DECODER: dict[str, Any] = dict(
-    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    max_position_embeddings=64, use_cache=False, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
+DECODER: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "use_cache": False,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GROUPED = dict(DECODER, num_key_value_heads=2)
-BERT: dict[str, Any] = dict(
-    vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-    max_position_embeddings=64,
-)  # fmt: skip
+BERT: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
 TEXT = ({"B": 3, "T": 9}, {"B": 2, "T": 13}, {"B": 5, "T": 17})
 TWO_TEXTS = ({"B": 3, "T": 9, "U": 7}, {"B": 2, "T": 13, "U": 5}, {"B": 5, "T": 11, "U": 17})
 BATCH = ({"B": 3}, {"B": 2}, {"B": 5})
@@ -151,6 +168,14 @@ def vision(name: str, architecture: str, configuration: str, side: int, **option
     add(
         name, hugging_face(architecture, configuration, **options),
         lambda s: {"pixel_values": normal(s, s["B"], 3, side, side)}, {"pixel_values": {0: "B"}}, *BATCH, kind="vision",
+    )  # fmt: skip
+
+
+def any_image(name: str, make: Callable[[], nn.Module], argument: str) -> None:
+    """Add a vision model over images of any size."""
+    add(
+        name, make, lambda s: {argument: normal(s, s["B"], 3, s["H"], s["W"])}, {argument: {0: "B", 2: "H", 3: "W"}},
+        {"B": 3, "H": 48, "W": 40}, {"B": 2, "H": 32, "W": 64}, {"B": 5, "H": 80, "W": 56}, kind="vision",
     )  # fmt: skip
 
 
@@ -182,11 +207,11 @@ FALCON = {k: v for k, v in DECODER.items() if k != "intermediate_size"}
 decoder("falcon", "FalconForCausalLM", "FalconConfig", **FALCON, alibi=False, bias=True)
 decoder(
     "mixtral", "MixtralForCausalLM", "MixtralConfig", **GROUPED, num_local_experts=4, num_experts_per_tok=2,
+    experts="batched_mm",
 )  # fmt: skip
-decoder(
-    "qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", **GROUPED, head_dim=16, num_experts=4,
-    num_experts_per_tok=2, moe_intermediate_size=24,
-)  # fmt: skip
+QWEN3_MOE = dict(GROUPED, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+decoder("qwen3_moe", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", **QWEN3_MOE, experts="batched_mm")
+decoder("qwen3_moe_grouped", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", **QWEN3_MOE)
 encoder("bert", "BertModel", "BertConfig", **BERT)
 encoder("roberta", "RobertaForMaskedLM", "RobertaConfig", **BERT, pad_token_id=1)
 encoder(
@@ -199,10 +224,19 @@ encoder(
     layer_types=LAYERS, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
 )  # fmt: skip
 
-T5: dict[str, Any] = dict(
-    vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, relative_attention_num_buckets=8,
-    relative_attention_max_distance=12, use_cache=False, decoder_start_token_id=0, pad_token_id=0,
-)  # fmt: skip
+T5: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 12,
+    "use_cache": False,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+}
 TWO_INPUTS = {"input_ids": {0: "B", 1: "T"}, "decoder_input_ids": {0: "B", 1: "U"}}
 
 
@@ -213,11 +247,25 @@ def two_texts(sizes: Sizes) -> Inputs:
 
 encoder("t5_encoder", "T5EncoderModel", "T5Config", **T5)
 add("t5", hugging_face("T5ForConditionalGeneration", "T5Config", **T5), two_texts, TWO_INPUTS, *TWO_TEXTS)
-BART: dict[str, Any] = dict(
-    vocab_size=VOCABULARY, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-    decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, use_cache=False,
-)  # fmt: skip
-add("bart", hugging_face("BartForConditionalGeneration", "BartConfig", **BART), two_texts, TWO_INPUTS, *TWO_TEXTS)
+BART: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 64,
+    "use_cache": False,
+}
+add(
+    "bart",
+    hugging_face("BartForConditionalGeneration", "BartConfig", **BART),
+    two_texts,
+    TWO_INPUTS,
+    *TWO_TEXTS,
+)
 
 vision(
     "vit", "ViTForImageClassification", "ViTConfig", 16, image_size=16, patch_size=4, hidden_size=32,
@@ -227,13 +275,20 @@ vision(
     "swin", "SwinForImageClassification", "SwinConfig", 32, image_size=32, patch_size=2, embed_dim=16, depths=[2, 2],
     num_heads=[2, 4], window_size=4,
 )  # fmt: skip
-vision(
-    "convnext", "ConvNextForImageClassification", "ConvNextConfig", 32, image_size=32, hidden_sizes=[8, 16],
-    depths=[1, 2], num_stages=2,
-)  # fmt: skip
-vision(
-    "resnet", "ResNetForImageClassification", "ResNetConfig", 32, embedding_size=8, hidden_sizes=[8, 16, 24],
-    depths=[1, 1, 2], layer_type="bottleneck",
+any_image(
+    "convnext",
+    hugging_face(
+        "ConvNextForImageClassification", "ConvNextConfig", hidden_sizes=[8, 16], depths=[1, 2], num_stages=2
+    ),
+    "pixel_values",
+)
+any_image(
+    "resnet",
+    hugging_face(
+        "ResNetForImageClassification", "ResNetConfig", embedding_size=8, hidden_sizes=[8, 16, 24],
+        depths=[1, 1, 2], layer_type="bottleneck",
+    ),
+    "pixel_values",
 )  # fmt: skip
 vision(
     "mobilenet_v2", "MobileNetV2ForImageClassification", "MobileNetV2Config", 32, image_size=32,
@@ -272,14 +327,20 @@ def clip_inputs(sizes: Sizes) -> Inputs:
     }
 
 
-TOWER: dict[str, Any] = dict(
-    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, projection_dim=24
-)
+TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "projection_dim": 24,
+}
 add(
     "clip",
     hugging_face(
         "CLIPModel", "CLIPConfig", projection_dim=24,
-        text_config=dict(TOWER, vocab_size=VOCABULARY, max_position_embeddings=32, eos_token_id=VOCABULARY - 1),
+        text_config=dict(
+            TOWER, vocab_size=VOCABULARY, max_position_embeddings=32, bos_token_id=1, eos_token_id=VOCABULARY - 1
+        ),
         vision_config=dict(TOWER, image_size=16, patch_size=4),
     ),
     clip_inputs,
@@ -300,7 +361,4 @@ add(
     {"series": {0: "B", 2: "C"}}, {"B": 3, "C": 5}, {"B": 2, "C": 7}, {"B": 5, "C": 4}, kind="forecast",
 )  # fmt: skip
 add("lstm_tagger", SequenceTagger, lambda s: {"words": tokens(s)}, {"words": {0: "B", 1: "T"}}, *TEXT)
-add(
-    "unet", UNet, lambda s: {"image": normal(s, s["B"], 3, 16, 16)}, {"image": {0: "B"}}, *BATCH,
-    kind="vision",
-)  # fmt: skip
+any_image("unet", UNet, "image")

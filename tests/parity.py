@@ -17,10 +17,14 @@ from planish.ir.node import Program
 from planish.ir.parser import parse
 from planish.ir.printer import print_program
 from planish.ir.run import run
+from planish.ir.weights import Weights
+from planish.passes.pipeline import run_pipeline
 from tests.models import CASES, ModelCase, Sizes
 
 INTERPRETER_TOLERANCE = 1e-5
 """Largest error of the interpreter against eager PyTorch, relative to the largest value of an output."""
+RECOGNISED_TOLERANCE = 1e-5
+"""The same for a program whose norms, rotary embeddings and attentions were recognised."""
 ORT_TOLERANCE = 1e-4
 """Largest error of ONNX Runtime in fp32 against eager PyTorch, relative to the largest value of an output."""
 
@@ -78,12 +82,17 @@ def worst_error(case: ModelCase, program: Program, execute: Callable[[list[Tenso
     )
 
 
-def interpreter_error(case: ModelCase, captured: Captured) -> float:
+@lru_cache(maxsize=4)
+def recognised(name: str) -> Program:
+    """The program of a case after the pass `recognise`."""
+    whole = captured(name)
+    return run_pipeline(whole.program, whole.weights, "recognise").program
+
+
+def interpreter_error(case: ModelCase, program: Program, weights: Weights) -> float:
     """The interpreter against eager PyTorch."""
     with torch.no_grad():
-        return worst_error(
-            case, captured.program, lambda inputs: run(captured.program, captured.weights, *inputs)
-        )
+        return worst_error(case, program, lambda inputs: run(program, weights, *inputs))
 
 
 def check_text(program: Program) -> None:

@@ -1,4 +1,4 @@
-"""Workloads beyond language models, written small: a video decoder, a hash-grid field, a forecaster, a tagger, a U-Net."""
+"""Workloads beyond language models: a video decoder, a hash-grid field, a forecaster, a tagger and a U-Net."""
 
 from __future__ import annotations
 
@@ -119,9 +119,7 @@ class UNet(nn.Module):
         self.middle = self.double(2 * width, 4 * width)
         self.up2 = nn.ConvTranspose2d(4 * width, 2 * width, 2, stride=2)
         self.join2 = self.double(4 * width, 2 * width)
-        self.up1 = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(2 * width, width, 1)
-        )
+        self.up1 = nn.Sequential(nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(2 * width, width, 1))
         self.join1 = self.double(2 * width, width)
         self.head = nn.Conv2d(width, 2, 1)
 

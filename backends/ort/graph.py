@@ -28,9 +28,9 @@ ONNX_TYPES: Mapping[str, int] = {
     "f64": TensorProto.DOUBLE, "f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16,
     "i64": TensorProto.INT64, "i32": TensorProto.INT32, "i16": TensorProto.INT16, "i8": TensorProto.INT8,
     "u64": TensorProto.UINT64, "u32": TensorProto.UINT32, "u16": TensorProto.UINT16, "u8": TensorProto.UINT8,
-    "bool": TensorProto.BOOL, "f8e4m3": TensorProto.FLOAT8E4M3FN, "f8e5m2": TensorProto.FLOAT8E5M2,
+    "u4": TensorProto.UINT4, "u2": TensorProto.UINT2, "bool": TensorProto.BOOL, "f8e4m3": TensorProto.FLOAT8E4M3FN, "f8e5m2": TensorProto.FLOAT8E5M2,
 }  # fmt: skip
-"""ONNX element types by planish's names; complex numbers have none that ONNX Runtime computes with."""
+"""ONNX element types by planish's names, and packed codes (u4, u2); complex numbers have none that ONNX Runtime computes with."""
 
 I64_MAX, I64_MIN = 2**63 - 1, -(2**63)
 
@@ -79,9 +79,9 @@ class Graph:
         return self.op(kind, *inputs, domain=MICROSOFT, **attributes)
 
     def ops(
-        self, kind: str, results: int, *inputs: str | None, domain: str = "", **attributes: Any
-    ) -> tuple[str, ...]:
-        """One node with several results; an equal node that was made before is used again."""
+        self, kind: str, results: int, *inputs: str | None, domain: str = "", unused: tuple[int, ...] = (), **attributes: Any
+    ) -> tuple[str, ...]:  # fmt: skip
+        """One node with several results, ``unused`` ones without a name; an equal node made before is used again."""
         given = [i or "" for i in inputs]
         while given and not given[-1]:
             given.pop()
@@ -91,7 +91,7 @@ class Graph:
         if found is not None:
             return found
         base = f"{self.scope}/{kind}" if self.scope else kind
-        names = tuple(self.fresh(base) for _ in range(results))
+        names = tuple("" if i in unused else self.fresh(base) for i in range(results))
         self.nodes.append(helper.make_node(kind, given, names, name=names[0], domain=domain, **kept))
         self._made[key] = names
         return names

@@ -48,7 +48,6 @@ class Storage:
         self.stored: dict[str, str] = {}
         self.load_inputs: dict[str, onnx.ValueInfoProto] = {}
         self.load_outputs: dict[str, onnx.ValueInfoProto] = {}
-        self.growth = 0
         self._inline_bytes = inline_bytes
         self._sources: set[str] = set()
 
@@ -72,23 +71,6 @@ class Storage:
         if made not in self.stored:
             self.graph.reserve(made)
             self._external(made, element, shape, self._store(name))
-        return made
-
-    def derived(
-        self, made: str, source: str, element: int, stored: TensorType, shape: Sequence[int], change: Callable[[Array], Array]
-    ) -> str:  # fmt: skip
-        """A weight stored in another layout; ``change`` is applied when it is written."""
-        if made not in self.stored:
-            self.graph.reserve(made)
-            kind, weights = self.weights.type(source), self.weights
-
-            def data() -> Array:
-                return np.ascontiguousarray(change(to_numpy(weights.tensor(source), kind.dtype)))
-
-            self.tensors[made] = TensorSource(stored.dtype.name, self._shape(stored), data)
-            self._external(made, element, shape, made)
-            self._sources.add(source)
-            self.growth += max(0, int(stored.nbytes) - int(kind.nbytes))
         return made
 
     def load_input(self, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from planish.backends.ort.graph import Graph
@@ -106,19 +107,20 @@ def substitute(kind: DType, native: frozenset[str]) -> DType:
     return DTYPES[next(n for n in order if n in native)]
 
 
+@cache
 def table() -> Mapping[str, Row]:
     """The whole table."""
-    if not TABLE:
-        from planish.backends.ort import (  # noqa: F401
-            table_attention,
-            table_control,
-            table_index,
-            table_layers,
-            table_pointwise,
-            table_quantized,
-            table_recurrent,
-            table_reduction,
-            table_resample,
-            table_structure,
-        )
+    from planish.backends.ort import (  # noqa: F401
+        table_attention,
+        table_control,
+        table_index,
+        table_layers,
+        table_pointwise,
+        table_quantized,
+        table_recurrent,
+        table_reduction,
+        table_resample,
+        table_structure,
+    )
+
     return TABLE

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from planish.backends.ort.graph import Graph
 from planish.backends.ort.table import Call, lowers
+from planish.ir.node import Node
 from planish.ir.ops.quantized import packed_bytes
 from planish.ir.types import DType, Size, floor_div
 from planish.ir.types import size as as_size
@@ -68,18 +69,20 @@ def first(g: Graph, value: str, axis: int, count: Size) -> str:
 
 @lowers("planish.dequant")
 def _dequant(c: Call, codes: str, scale: str, zero: str, group: int, dtype: DType) -> str:
-    kind = c.type(0)
-    node = c.node.args[2]
-    tensor_zero = node if hasattr(node, "tensor") else None
-    values = Scaled(c.graph, codes, kind.dtype.name, kind.shape, group)
-    scale = values.spread(values.as_f32(scale, c.type(1).dtype), c.type(1).shape)
-    if tensor_zero is None:
-        plain = None if c.node.args[2] == 0 else float(c.node.args[2])
-        out = values.scaled(scale, None, plain)
+    statistics = (scale, zero) if isinstance(c.node.args[2], Node) else (scale,)
+    return dequantized(c.graph, c.node, codes, c.type(0).dtype.name, *statistics)
+
+
+def dequantized(g: Graph, node: Node, codes: str, kind: str, scale: str, zero: str | None = None) -> str:
+    """The result of a dequant node from its codes, held as ``kind``, and its statistics."""
+    shape_of_codes, scale_node, zero_node, group, dtype = node.args
+    values = Scaled(g, codes, kind, shape_of_codes.shape, group)
+    spread = values.spread(values.as_f32(scale, scale_node.dtype), scale_node.shape)
+    if zero is None:
+        out = values.scaled(spread, None, None if zero_node == 0 else float(zero_node))
     else:
-        spread = values.spread(zero, tensor_zero.shape)
-        out = values.scaled(scale, (spread, tensor_zero.dtype), None)
-    return out if dtype.name == "f32" else c.graph.cast(out, dtype)
+        out = values.scaled(spread, (values.spread(zero, zero_node.shape), zero_node.dtype), None)
+    return out if dtype.name == "f32" else g.cast(out, dtype)
 
 
 class Scaled:

@@ -225,7 +225,7 @@ def dequantized(header: Header) -> Iterator[tuple[StoredTensor, NDArray[np.float
                 "PL124", f"the tensor {tensor.name!r} is stored as {kind.name}, which cannot be read",
                 where=str(header.path),
             ) from None  # fmt: skip
-        yield tensor, np.array(plain, np.float32)
+        yield tensor, np.require(plain, np.float32, ["C", "W"])
 
 
 def write_outline(header: Header, target: Path, extra: Mapping[str, int]) -> None:

@@ -14,14 +14,14 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from planish.errors import CaptureError, InternalError, PlanishError, UnsupportedOpError
 from planish.frontend.capture.base import Captured
-from planish.frontend.capture.dims import SizeTranslator, Wanted, ours
+from planish.frontend.capture.dims import SizeTranslator, Wanted, named_symbol, required_multiple
 from planish.frontend.capture.recurrent import keep_recurrent
 from planish.frontend.capture.sources import node_line, node_scope
 from planish.frontend.capture.torch_ops import load
 from planish.frontend.capture.torch_ops.base import HANDLERS, to_dtype
 from planish.frontend.capture.torch_ops.creation import literal
 from planish.ir.node import Node, Origin, Program, const, input_leaf
-from planish.ir.types import TensorType, evaluate, size
+from planish.ir.types import Symbol, TensorType, evaluate, product, size
 from planish.ir.weights import Weights, type_of
 
 IGNORED = frozenset({
@@ -150,19 +150,22 @@ class Translator:
                     continue
                 for symbol in sorted(have.node.expr.free_symbols, key=str):
                     if symbol not in self.sizes.symbols:
-                        self.sizes.symbols[symbol] = self._symbol(symbol, have, axes.get(axis), f"{node.name}_{axis}")
-                        self.hints[self.sizes.symbols[symbol]] = int(have.node.shape_env.backed_var_to_val[symbol])
+                        multiple = required_multiple(symbol, have.node.shape_env)
+                        ours = self._symbol(symbol, have, axes.get(axis), f"{node.name}_{axis}", multiple)
+                        self.sizes.symbols[symbol] = product((multiple, ours))
+                        self.hints[ours] = int(have.node.shape_env.backed_var_to_val[symbol]) // multiple
 
-    def _symbol(self, symbol: Any, have: Any, asked: Wanted | None, fallback: str) -> Any:
+    def _symbol(self, symbol: Any, have: Any, asked: Wanted | None, fallback: str, multiple: int) -> Symbol:
+        """The symbol for one of torch's, divided by what it must be a multiple of."""
         limits = self.exported.range_constraints.get(symbol)
         low = int(limits.lower) if limits is not None else 1
         high = int(limits.upper) if limits is not None and limits.upper.is_Integer else 2**31 - 1
-        low = low if low > 2 else 1
-        if asked is None:
-            return ours(fallback, low, min(high, 2**31 - 1))
+        low, high, name = low if low > 2 else 1, min(high, 2**31 - 1), fallback
         plain = symbol == have.node.expr
-        name = asked.name if plain else f"{asked.name}_part"
-        return ours(name, max(low, asked.low if plain else 1), min(high, asked.high))
+        if asked is not None:
+            name, low, high = asked.name, max(low, asked.low if plain else 1), min(high, asked.high)
+        name = name if asked is None or (plain and multiple == 1) else f"{name}_part"
+        return named_symbol(name, -(-low // multiple), high // multiple)
 
     def argument(self, arg: Any) -> Any:
         """A graph argument as a node, a size, a number or a list of them."""

@@ -15,7 +15,7 @@ from planish.ir.shapes import (
 )
 from planish.ir.shapes_layers import channel_norm, normalize
 
-define("aten.sum", "x, dims:axes?=None, keepdim:bool=False", reduce, torch="sum.dim_IntList")
+define("aten.sum", "x, dims:axes?=None, keepdim:bool=False", reduce, torch="custom:total")
 define("aten.mean", "x, dims:axes?=None, keepdim:bool=False", reduce_float, torch="mean.dim")
 define("aten.amax", "x, dims:axes?=None, keepdim:bool=False", reduce)
 define("aten.amin", "x, dims:axes?=None, keepdim:bool=False", reduce)
@@ -26,13 +26,13 @@ define(
     reduce_float,
     torch="custom:var",
 )
-define("aten.prod", "x, dim:axis, keepdim:bool=False", reduce_one, torch="prod.dim_int")
+define("aten.prod", "x, dim:axis, keepdim:bool=False", reduce_one, torch="custom:prod")
 define("aten.any", "x, dims:axes?=None, keepdim:bool=False", reduce_bool, torch="any.dims")
 define("aten.all", "x, dims:axes?=None, keepdim:bool=False", reduce_bool, torch="all.dims")
 define("aten.argmax", "x, dim:axis, keepdim:bool=False", arg_reduce)
 define("aten.argmin", "x, dim:axis, keepdim:bool=False", arg_reduce)
-define("aten.cumsum", "x, dim:axis", along_axis)
-define("aten.cumprod", "x, dim:axis", along_axis)
+define("aten.cumsum", "x, dim:axis", along_axis, torch="custom:cumsum")
+define("aten.cumprod", "x, dim:axis", along_axis, torch="custom:cumprod")
 define("aten.softmax", "x, dim:axis", keep_float, torch="softmax.int")
 define("aten.log_softmax", "x, dim:axis", keep_float, torch="log_softmax.int")
 define("planish.topk_values", "x, k:size, dim:axis, largest:bool=True", top_k, torch="custom:topk_values")

@@ -35,13 +35,15 @@ class Fold(Pass):
 def _fold(program: Program, weights: Weights, log: Log) -> Program:
     while not log.exhausted:
         chosen = foldable(program)
-        after = program
-        if chosen:
-            after = sweep(program, [("fold", lambda n: _evaluated(n, weights) if n in chosen else None)], log)
+        after = _evaluate(program, chosen, weights, log) if chosen else program
         if after == program:
             return program
         program = after
     return program
+
+
+def _evaluate(program: Program, chosen: set[Node], weights: Weights, log: Log) -> Program:
+    return sweep(program, [("fold", lambda n: _evaluated(n, weights) if n in chosen else None)], log)
 
 
 def constant_nodes(program: Program) -> set[Node]:

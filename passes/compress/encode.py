@@ -232,7 +232,8 @@ def _encode_one(node: Node, codec: Codec, layout: Layout, weights: Weights) -> t
     )
     if nbytes >= int(node.tensor.nbytes):
         return node, note
-    leaves = {k: const(name, weights.add(name, p)) for k, p in parts.items() for name in [f"{node.name}#{codec.spec}/{k}"]}
+    recipe = f"{node.name}#{codec.spec}"
+    leaves = {k: const(f"{recipe}/{k}", weights.add(f"{recipe}/{k}", part)) for k, part in parts.items()}
     decoded = codec.decode(leaves, tuple(value.shape), node.dtype)
     if layout == "columns":
         rank = node.rank

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from planish.passes.compress.affine import AffineCodec
 
 Tensor = torch.Tensor
-REFINEMENTS = 2
+REFINEMENTS = 3
 """How often scales are fitted again to the codes they led to."""
 
 
@@ -91,8 +92,10 @@ def _candidates(low: Tensor, high: Tensor, codec: AffineCodec) -> Iterator[Grid]
     finest = 0.94 if codec.bits >= 6 else 0.8 if codec.bits >= 4 else 0.5
     ratios = [1.0 - (1.0 - finest) * i / 5 for i in range(1, 6)]
     if not codec.symmetric:
-        for ratio in ratios:
-            yield _grid(low * ratio, high * ratio, codec)
+        # Where each level counts, or the zero may lie anywhere, both ends move on their own.
+        apart = codec.bits <= 3 or codec.zero == "float"
+        for left, right in product((1.0, *ratios[::2]), repeat=2) if apart else zip(ratios, ratios, strict=True):
+            yield _grid(low * left, high * right, codec)
         return
     # The negative side has one code more: the larger side takes it, with a negative scale where it is positive.
     extreme = torch.where(high > -low, high, low)

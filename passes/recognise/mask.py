@@ -131,7 +131,7 @@ def _candidates(rows: int, columns: int, numbers: tuple[int, ...]) -> set[Meanin
     if rows != columns:
         return {Meaning(False, None)}
     windows = {w for n in numbers for w in (n - 1, n, n + 1) if w >= 1}
-    return {Meaning(False, None), Meaning(True, None), *(Meaning(True, w) for w in windows)}
+    return {Meaning(False, None), Meaning(True, None), *(Meaning(c, w) for w in windows for c in (True, False))}
 
 
 def _fits(meaning: Meaning, allowed: torch.Tensor) -> bool:

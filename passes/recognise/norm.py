@@ -75,49 +75,16 @@ def weigh_rms_norm(w: Any, x: Node, shape: Any, eps: float) -> Node:
 
 
 @rule(
-    lambda x, dims, keepdim, eps: aten.mul(
-        aten.sub(x, aten.mean(x, dims, keepdim)),
-        aten.rsqrt(
-            aten.add(
-                aten.mean(
-                    aten.mul(aten.sub(x, aten.mean(x, dims, keepdim)), aten.sub(x, aten.mean(x, dims, keepdim))),
-                    dims,
-                    keepdim,
-                ),
-                eps,
-            )
-        ),
-    ),
+    lambda x, dims, keepdim, shape, w, eps: aten.rms_norm(aten.sub(x, aten.mean(x, dims, keepdim)), shape, w, eps),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(x="f32[B, T, 64]", dims=[-1], keepdim=True, eps=1e-6),
+    example=dict(x="f32[B, T, 64]", dims=[-1], keepdim=True, shape=[64], w="f32[64]", eps=1e-6),
 )
-def find_layer_norm(x: Node, dims: Any, keepdim: Any, eps: Any) -> Node:
-    """(x - mean(x)) * rsqrt(mean((x - mean(x)) ** 2) + eps) = layer_norm(x)"""
-    return aten.layer_norm(x, _last_axis(x, dims, keepdim), None, None, _epsilon(eps))
-
-
-@rule(
-    lambda x, dims, keepdim, eps: aten.div(
-        aten.sub(x, aten.mean(x, dims, keepdim)),
-        aten.sqrt(
-            aten.add(
-                aten.mean(
-                    aten.mul(aten.sub(x, aten.mean(x, dims, keepdim)), aten.sub(x, aten.mean(x, dims, keepdim))),
-                    dims,
-                    keepdim,
-                ),
-                eps,
-            )
-        ),
-    ),
-    kind="close",
-    tolerance=TOLERANCE,
-    example=dict(x="f32[B, T, 64]", dims=[-1], keepdim=True, eps=1e-6),
-)
-def find_layer_norm_division(x: Node, dims: Any, keepdim: Any, eps: Any) -> Node:
-    """(x - mean(x)) / sqrt(mean((x - mean(x)) ** 2) + eps) = layer_norm(x)"""
-    return aten.layer_norm(x, _last_axis(x, dims, keepdim), None, None, _epsilon(eps))
+def find_layer_norm(x: Node, dims: Any, keepdim: Any, shape: Any, w: Any, eps: float) -> Node:
+    """rms_norm(x - mean(x), w) = layer_norm(x, w)"""
+    if tuple(_last_axis(x, dims, keepdim)) != tuple(shape):
+        raise Decline("the mean and the norm are over different axes")
+    return aten.layer_norm(x, shape, w, None, eps)
 
 
 @rule(

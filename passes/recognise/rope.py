@@ -29,11 +29,21 @@ def _half(table: Node, interleaved: bool) -> Node:
     return found
 
 
-def _need_halves(x: Node, dim: int, start: Any, middle: Any, end: Any) -> None:
+def part(x: Node, dim: int, start: Any, end: Any) -> Node:
+    """``x[start:end]`` along an axis in canonical form: a slice of a slice is one slice."""
+    if start == 0 and equal(end, x.shape[dim]):
+        return x
+    if x.op == "aten.slice" and x.args[1] == dim and x.args[4] == 1 and isinstance(x.args[2], int):
+        return aten.slice(x.args[0], dim, x.args[2] + start, x.args[2] + end)
+    return aten.slice(x, dim, start, end)
+
+
+def _need_halves(x: Node, low: Node, high: Node, dim: int) -> None:
     length = x.shape[-1]
-    whole = isinstance(length, int) and start == 0 and end == length and middle * 2 == length
-    if dim != x.rank - 1 or not whole:
-        raise Decline("the parts are not the two halves of the last axis")
+    if dim != x.rank - 1 or not isinstance(length, int) or length % 2:
+        raise Decline("the parts are not joined along a last axis of even size")
+    if low is not part(x, dim, 0, length // 2) or high is not part(x, dim, length // 2, length):
+        raise Decline("the parts are not the two halves of what is turned")
 
 
 def _need_table(x: Node, table: Node) -> None:
@@ -42,10 +52,7 @@ def _need_table(x: Node, table: Node) -> None:
 
 
 @rule(
-    lambda x, c, s, dim, start, middle, end: aten.add(
-        aten.mul(x, c),
-        aten.mul(aten.cat([aten.neg(aten.slice(x, dim, middle, end)), aten.slice(x, dim, start, middle)], dim), s),
-    ),
+    lambda x, c, s, dim, low, high: aten.add(aten.mul(x, c), aten.mul(aten.cat([aten.neg(high), low], dim), s)),
     kind="close",
     tolerance=TOLERANCE,
     example=dict(
@@ -53,14 +60,15 @@ def _need_table(x: Node, table: Node) -> None:
         c=lambda: aten.cos(_repeat("angles")),
         s=lambda: aten.sin(_repeat("angles")),
         dim=3,
-        start=0,
-        middle=8,
-        end=16,
+        low=lambda: aten.slice(_turned(), 3, 0, 8),
+        high=lambda: aten.slice(_turned(), 3, 8, 16),
     ),
 )
-def find_rope(x: Node, c: Node, s: Node, dim: int, start: Any, middle: Any, end: Any) -> Node:
+def find_rope(x: Node, c: Node, s: Node, dim: int, low: Node, high: Node) -> Node:
     """x*cos + cat([-x2, x1])*sin = rope(x, cos1, sin1) where cos = cat([cos1, cos1]) and sin = cat([sin1, sin1])"""
-    _need_halves(x, dim, start, middle, end)
+    if not all(isinstance(v, Node) for v in (x, c, s)):
+        raise Decline("a factor is a number")
+    _need_halves(x, low, high, dim)
     for table in (c, s):
         _need_table(x, table)
     return planish.rope(x, _half(c, False), _half(s, False))
@@ -69,12 +77,8 @@ def find_rope(x: Node, c: Node, s: Node, dim: int, start: Any, middle: Any, end:
 @rule(
     lambda x, c, s, dim, start, middle, end: aten.cat(
         [
-            aten.sub(
-                aten.mul(aten.slice(x, dim, start, middle), c), aten.mul(aten.slice(x, dim, middle, end), s)
-            ),
-            aten.add(
-                aten.mul(aten.slice(x, dim, middle, end), c), aten.mul(aten.slice(x, dim, start, middle), s)
-            ),
+            aten.sub(aten.mul(aten.slice(x, dim, start, middle), c), aten.mul(aten.slice(x, dim, middle, end), s)),
+            aten.add(aten.mul(aten.slice(x, dim, middle, end), c), aten.mul(aten.slice(x, dim, start, middle), s)),
         ],
         dim,
     ),
@@ -84,12 +88,15 @@ def find_rope(x: Node, c: Node, s: Node, dim: int, start: Any, middle: Any, end:
 )
 def find_rope_halves(x: Node, c: Node, s: Node, dim: int, start: Any, middle: Any, end: Any) -> Node:
     """cat([x1*cos - x2*sin, x2*cos + x1*sin]) = rope(x, cos, sin)"""
-    _need_halves(x, dim, start, middle, end)
+    if not all(isinstance(v, int) for v in (start, middle, end)) or middle - start != end - middle:
+        raise Decline("the parts are not two neighbouring halves")
+    if dim != x.rank - 1:
+        raise Decline("the parts are not joined along the last axis")
     for table in (c, s):
         _need_table(x, table)
-        if not equal(table.shape[-1], middle):
+        if not equal(table.shape[-1], middle - start):
             raise Decline("the tables are not as wide as a half")
-    return planish.rope(x, c, s)
+    return planish.rope(part(x, dim, start, end), c, s)
 
 
 def _need_pairs(x: Node, dim: int, even: Any, odd: Any, end: Any, last: Any, step: int) -> None:
@@ -209,9 +216,18 @@ def widen_partial_rope(
     x: Node, dim: int, start: Any, middle: Any, end: Any, c: Node, s: Node, interleaved: bool
 ) -> Node:  # fmt: skip
     """cat([rope(x1, cos, sin), x2]) = rope(x, cos, sin): the channels behind the tables are left alone"""
-    if dim != x.rank - 1 or start != 0 or not equal(end, x.shape[-1]) or not equal(middle, 2 * c.shape[-1]):
-        raise Decline("the parts are not the turned channels and the rest")
-    return planish.rope(x, c, s, interleaved)
+    if dim != x.rank - 1 or not all(isinstance(v, int) for v in (start, middle, end)):
+        raise Decline("the parts are not neighbours along the last axis")
+    if not equal(middle - start, 2 * c.shape[-1]):
+        raise Decline("the first part is not turned as a whole")
+    return planish.rope(part(x, dim, start, end), c, s, interleaved)
+
+
+def _turned() -> Node:
+    from planish.ir.node import input_leaf
+    from planish.ir.parser import parse_type
+
+    return input_leaf("x", parse_type("f32[B, 4, T, 16]"))
 
 
 def _repeat(name: str) -> Node:

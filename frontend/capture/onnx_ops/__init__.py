@@ -17,6 +17,5 @@ def load() -> None:
         recurrent,
         reduction,
         resize,
-        sequence,
         signal,
     )

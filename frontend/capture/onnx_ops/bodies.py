@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -51,15 +51,24 @@ def _fixed(schema: Any, opset: int) -> onnx.FunctionProto | None:
     return None
 
 
-def body(at: At, inputs: list[Value | None]) -> onnx_ir.Function | None:
-    """The function that defines a node's operator, made for its input types; None if there is none."""
+def body(at: At, inputs: list[Value | None], attributes: Mapping[str, Any]) -> tuple[onnx_ir.Function, list[str]] | None:
+    """The function that defines a node's operator, made for its input types, and the names of its results."""
     schema = _schema(_plain(at.node.domain), at.node.op_type, at.opset)
     if schema is None:
         return None
     proto = _fixed(schema, at.opset) if schema.has_function else None
     if proto is None and schema.has_context_dependent_function:
-        proto = _for_types(schema, at, inputs)
-    return None if proto is None else onnx_ir.from_proto(proto)
+        proto = _for_types(schema, at, inputs, attributes)
+    return None if proto is None else _function(proto)
+
+
+def _function(proto: onnx.FunctionProto) -> tuple[onnx_ir.Function, list[str]]:
+    """The function, without results that its body does not compute, and the names of all results."""
+    names = list(proto.output)
+    made = {*proto.input, *(o for n in proto.node for o in n.output)}
+    del proto.output[:]
+    proto.output.extend(n for n in names if n in made)
+    return onnx_ir.from_proto(proto), names
 
 
 def defaults(at: At) -> dict[str, Any]:
@@ -73,8 +82,19 @@ def defaults(at: At) -> dict[str, Any]:
     return found
 
 
-def _for_types(schema: Any, at: At, inputs: list[Value | None]) -> onnx.FunctionProto | None:
+def _for_types(
+    schema: Any, at: At, inputs: list[Value | None], attributes: Mapping[str, Any]
+) -> onnx.FunctionProto | None:
     node = onnx_ir.to_proto(at.node)
+    referring = [a.name for a in node.attribute if a.ref_attr_name]
+    if referring:
+        kept = [a for a in node.attribute if not a.ref_attr_name]
+        for name in referring:
+            if name in attributes:
+                value = attributes[name]
+                kept.append(onnx.helper.make_attribute(name, list(value) if isinstance(value, tuple) else value))
+        del node.attribute[:]
+        node.attribute.extend(kept)
     types = [_type(v).SerializeToString() for v in inputs]
     versions = list(schema.context_dependent_function_opset_versions)
     fitting = [v for v in versions if v <= at.opset] or versions[:1]

@@ -182,7 +182,7 @@ for _name, _unary_function in (
     ("Neg", aten.neg),
     ("Sign", lambda x: widened(aten.sign, x) if x.dtype.name != "u64" else aten.to(aten.ne(x, 0), x.dtype)),
     ("Not", aten.logical_not),
-    ("BitwiseNot", aten.bitwise_not),
+    ("BitwiseNot", lambda x: widened(aten.bitwise_not, x)),
     ("IsNaN", aten.isnan),
     ("Softplus", aten.softplus),
     ("Softsign", lambda x: aten.div(x, aten.add(aten.abs(x), 1.0))),

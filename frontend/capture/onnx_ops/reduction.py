@@ -161,7 +161,10 @@ _running("CumProd", 1)
 def top_k(x: Node, k: Size, *, axis: int = -1, largest: int = 1, sorted: int = 1, at: At) -> Result:
     """The k extreme values and where they are; of equal values the first comes first"""
     kind = x.dtype
-    x = aten.to(x, i64) if kind.name in ("u16", "u32") else x
+    if kind.name == "u64":
+        both = top_k(aten.bitwise_xor(aten.to(x, i64), -(2**63)), k, axis=axis, largest=largest, at=at)
+        return aten.to(aten.bitwise_xor(both[0], -(2**63)), kind), both[1]  # type: ignore[index]
+    x = aten.to(x, i64) if kind.name in WIDE else x
     order = aten.slice(aten.argsort(x, axis, bool(largest)), axis, 0, k)
     values = aten.gather(x, axis, order) if at.wants(1) else planish.topk_values(x, k, axis, bool(largest))
     return cast(values, kind), order

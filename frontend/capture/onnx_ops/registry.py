@@ -177,6 +177,9 @@ class Handler:
                 given.append(None)
                 continue
             given.append(convert(at, value, kind, name))
+        operands = [i for i, (_, kind, _) in enumerate(self.inputs) if kind == "Operand"]
+        if operands and not any(isinstance(g, Node) for g in given):
+            given[operands[0]] = at.node_of(inputs[operands[0]])
         rest = inputs[len(self.inputs) :]
         if self.variadic:
             for value in rest:

@@ -294,7 +294,11 @@ def _range(start: Known, limit: Known, delta: Known) -> Known | None:
 def _constant_of_shape(shape: Known, value: Any = None) -> Known | None:
     if not shape.numeric or np.prod([float(v) for v in shape.items]) > 64:
         return None
-    dtype, item = (types.f32, 0.0) if value is None else (value.dtype, value.items[0])
+    dtype, item = types.f32, 0.0
+    if value is not None:
+        if int(value.dtype) not in FROM_ONNX or value.size != 1:
+            return None
+        dtype, item = FROM_ONNX[int(value.dtype)], value.numpy().reshape(()).item()
     want = tuple(int(v) for v in shape.items)
     return known(dtype, [item] * int(np.prod(want)), want)
 

@@ -19,7 +19,7 @@ from planish.ir.types import TensorType
 from planish.ir.weights import Weights
 
 Attributes = Mapping[str, Any]
-CONTROL = ("If", "Loop", "Scan", "SequenceMap")
+ALWAYS = ("Shape", "Size")
 
 
 class Walk:
@@ -57,7 +57,7 @@ class Walk:
         if (node.domain, node.op_type, node.overload) in self.model.functions:
             return True
         domain = _domain(node.domain)
-        if handler_of(domain, node.op_type) is not None or (not domain and node.op_type in CONTROL):
+        if handler_of(domain, node.op_type) is not None or (not domain and node.op_type in ALWAYS):
             return True
         return bodies.has_body(domain, node.op_type, opsets.get(domain, 0), supported=_known_operator)
 
@@ -113,11 +113,16 @@ class Walk:
                 bool(inputs) or not handler.inputs or handler.inputs[0][2], "it has no inputs", "PL141"
             )
             folded = self._folded(handler, at, inputs, attributes)
-            return folded if folded is not None else _tuple(handler.call(at, inputs, attributes))
-        body = bodies.body(at, inputs)
+            results = folded if folded is not None else _tuple(handler.call(at, inputs, attributes))
+            if results[0] is not NotImplemented:
+                return results
+        body = bodies.body(at, inputs, attributes)
         if body is None:
             raise UnsupportedOpError("PL201", f"the operator {node.op_type} is not supported", where=at.where)
-        return self.call(body, inputs, at, {**bodies.defaults(at), **attributes})
+        function, names = body
+        results = self.call(function, inputs, at, {**bodies.defaults(at), **attributes})
+        found = dict(zip((v.name for v in function.outputs), results, strict=True))
+        return tuple(found.get(name) for name in names)
 
     def _early(self, at: At, inputs: list[Value | None], attributes: Attributes) -> tuple[Value | None, ...] | None:
         """The results of shape arithmetic, or None if it is none."""
@@ -216,7 +221,7 @@ def handler_of(domain: str, name: str) -> Handler | None:
 
 
 def _known_operator(domain: str, name: str) -> bool:
-    return handler_of(domain, name) is not None or (not domain and name in CONTROL)
+    return handler_of(domain, name) is not None or (not domain and name in ALWAYS)
 
 
 def _domain(domain: str) -> str:

@@ -1,0 +1,172 @@
+"""Options of a compilation: checked once, then plain values. What is not supported yet is refused, never ignored."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from planish.errors import UsageError
+
+if TYPE_CHECKING:
+    from planish.ir.target import Target
+    from planish.passes.base import Pass
+
+AUTO = "recognise"
+"""What ``auto`` stands for in a pipeline: rewrites that lose nothing."""
+
+Rule: TypeAlias = Mapping[str, Any]
+"""One rule for weights, such as ``{"match": "*.down_proj", "bits": 8}`` or ``{"match": "lm_head", "freeze": True}``."""
+
+Progress: TypeAlias = Callable[[str, float], None]
+"""Called when a phase ends: its name and its seconds."""
+
+CachePolicy: TypeAlias = Literal["on", "off", "readonly", "redo"]
+_AUTO = re.compile(r"(?:^|(?<=,))\s*auto\s*(?=,|$)")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """Everything that decides what a compilation makes, as values."""
+
+    target: Target
+    passes: tuple[Pass, ...]
+    layers: tuple[Rule, ...] = ()
+    seed: int = 0
+    allow_pickle: bool = False
+    allow_fixed: bool = False
+    options: Any = None
+    cache: Path | None = None
+    policy: CachePolicy = "off"
+    progress: Progress | None = field(default=None, compare=False)
+
+    @property
+    def pipeline(self) -> str:
+        """The passes as text."""
+        from planish.passes.spec import format_pipeline
+
+        return format_pipeline(self.passes)
+
+
+def refuse_unsupported(**given: Any) -> None:
+    """Raise ``UsageError`` PL823 for the first argument that is set but not supported by this version."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise UsageError(
+                "PL823", f"{name}={_short(value)} is not supported by this version", hint=f"leave {name} out"
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_guard(guard: Any) -> None:
+    """A guard holds choices of a search, and nothing is searched yet: ``rollback`` and ``off`` mean the same."""
+    if guard not in ("rollback", "warn", "error", "off"):
+        raise UsageError("PL824", f"guard={guard!r}", hint="known: rollback, warn, error, off")
+    if guard in ("warn", "error"):
+        raise UsageError(
+            "PL823", f"guard={guard!r} is not supported by this version", hint="leave guard out, or say 'off'"
+        )
+
+
+def check_seed(seed: Any) -> int:
+    """A seed is a whole number from 0."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UsageError("PL824", f"seed={seed!r} is not a whole number from 0")
+    return seed
+
+
+def read_passes(passes: Any) -> tuple[Pass, ...]:
+    """The passes of ``"auto"``, ``"none"``, a pipeline as text (in which ``auto`` may stand), or a list of passes."""
+    from planish.passes.base import Pass
+    from planish.passes.spec import parse_pipeline
+
+    if isinstance(passes, str):
+        text = passes.strip()
+        return () if text in ("none", "") else tuple(parse_pipeline(_AUTO.sub(AUTO, text)))
+    if isinstance(passes, Pass):
+        return (passes,)
+    if isinstance(passes, Iterable):
+        ready = tuple(passes)
+        wrong = [p for p in ready if not isinstance(p, Pass)]
+        if not wrong:
+            return ready
+        raise UsageError("PL824", f"passes holds {_short(wrong[0])}, which is no pass")
+    raise UsageError("PL824", f"passes={_short(passes)}", hint="give 'auto', 'none', a pipeline or a list of passes")
+
+
+def read_layers(layers: Any) -> tuple[Rule, ...]:
+    """The rules for weights, as a tuple of tables; their content is checked when they are applied."""
+    if layers is None:
+        return ()
+    if isinstance(layers, (str, Mapping)) or not isinstance(layers, Sequence):
+        raise UsageError("PL824", f"layers={_short(layers)} is not a list of rules", hint="layers=[{'match': ..., 'bits': ...}]")
+    for index, rule in enumerate(layers):
+        if not isinstance(rule, Mapping):
+            raise UsageError("PL824", f"layer rule {index + 1} is {_short(rule)}, not a table")
+    return tuple(dict(rule) for rule in layers)
+
+
+def read_target(target: Any) -> Target:
+    """A target by its name or as a value; raises ``UsageError`` PL801 for one that is not known."""
+    from planish.ir.target import Target, parse_target
+
+    if not isinstance(target, (str, Target)):
+        raise UsageError("PL801", f"unknown target {_short(target)}", hint="a target is a text such as 'cpu'")
+    found = parse_target(target)
+    if found.arch:
+        raise UsageError("PL801", f"the target '{found}' is not supported", hint=f"say '{found.kind}'")
+    return parse_target(found.kind) if isinstance(target, str) else _known(found)
+
+
+def _known(target: Target) -> Target:
+    from planish.ir.target import parse_target
+
+    parse_target(target.kind)
+    return target
+
+
+def cache_directory(given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of the cache: the argument, ``PLANISH_CACHE_DIR``, or the platform's place for caches."""
+    if given is not None:
+        return Path(given)
+    if value := os.environ.get("PLANISH_CACHE_DIR"):
+        return Path(value)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("planish")
+
+
+def cache_policy(given: str | os.PathLike[str] | None) -> CachePolicy:
+    """``PLANISH_CACHE_POLICY``; without it the cache is on where a folder for it is named, and off otherwise."""
+    value = os.environ.get("PLANISH_CACHE_POLICY", "")
+    if not value:
+        return "on" if given is not None or os.environ.get("PLANISH_CACHE_DIR") else "off"
+    if value not in ("on", "off", "readonly", "redo"):
+        raise UsageError("PL824", f"PLANISH_CACHE_POLICY={value!r}", hint="known: on, off, readonly, redo")
+    return value  # type: ignore[return-value]
+
+
+def read_config(path: Path, known: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """A configuration file in TOML: its keys are those of the command's options, with their types."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise UsageError("PL830", f"cannot be read: {error.strerror or error}", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError("PL830", f"is not valid TOML: {error}", where=str(path)) from None
+    made = {key.replace("-", "_"): value for key, value in table.items()}
+    for key, value in made.items():
+        if key not in known:
+            raise UsageError("PL830", f"unknown key '{key}'", where=str(path), hint=f"keys: {', '.join(known)}")
+        kinds = known[key]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is int):
+            raise UsageError("PL830", f"{key}={_short(value)} has another type than expected", where=str(path))
+    return made
