@@ -35,7 +35,7 @@ FOUND = {
     "ropes": ("planish.rope",),
 }
 COLUMNS = (
-    "model", "dynamic", "nodes", "text", "interpreter", "ORT", "recognised", "found", "recognised, ORT", "seconds",
+    "model", "dynamic", "nodes", "text", "interpreter", "ORT", "recognised", "recognised, ORT", "left", "found", "seconds",
 )  # fmt: skip
 
 
@@ -71,6 +71,11 @@ def within(error: float, tolerance: float) -> str:
     return "exact" if error == 0 else f"{error:.0e}"
 
 
+def operations(program: Program) -> int:
+    """How many operations a program has."""
+    return sum(not node.is_leaf for node in program.nodes)
+
+
 def found_in(program: Program) -> str:
     """How many attentions, norms and rotary operations a program has."""
     counts = {what: sum(program.count(op) for op in ops) for what, ops in FOUND.items()}
@@ -81,7 +86,7 @@ def survey(case: ModelCase, ort: bool) -> Row:
     """All checks of one model."""
     row = Row(case)
     begin = perf_counter()
-    row.check("nodes", lambda: str(sum(not n.is_leaf for n in parity.captured(case.name).program.nodes)))
+    row.check("nodes", lambda: str(operations(parity.captured(case.name).program)))
     if not row.problems:
         captured = parity.captured(case.name)
         program, weights = captured.program, captured.weights
@@ -105,6 +110,7 @@ def survey(case: ModelCase, ort: bool) -> Row:
         )
         row.check("recognised", recognised)
         row.check("found", lambda: found_in(parity.recognised(case.name)))
+        row.check("left", lambda: str(operations(parity.recognised(case.name))))
         if ort:
             row.check("ORT", lambda: within(parity.ort_error(case, program, weights), parity.ORT_TOLERANCE))
             row.check(
@@ -130,7 +136,8 @@ def report(rows: list[Row], columns: tuple[str, ...]) -> str:
         "Numbers are the largest error at two sizes that capture did not see, relative to the largest value of an output"
         f" of eager PyTorch; allowed are {parity.INTERPRETER_TOLERANCE:.0e} for the interpreter, and"
         f" {parity.ORT_TOLERANCE:.0e} for ONNX Runtime in fp32. *text* says that the printed program reads back as the"
-        " same objects; *found* is what the program holds after the pass `recognise`.",
+        " same objects; *recognised* is the program after the pass `recognise`, *left* its number of operations, *found*"
+        " the larger ones among them.",
         "",
         "| " + " | ".join(columns) + " |",
         "| " + " | ".join("---" for _ in columns) + " |",

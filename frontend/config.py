@@ -6,7 +6,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -114,23 +114,47 @@ def read_layers(layers: Any) -> tuple[Rule, ...]:
     return tuple(dict(rule) for rule in layers)
 
 
-def read_target(target: Any) -> Target:
-    """A target by its name or as a value; raises ``UsageError`` PL801 for one that is not known."""
+def read_target(target: Any) -> tuple[Target, Any]:
+    """A target with the options of its backend, from ``cpu``, ``cpu{activation_bits=8}`` or a value.
+
+    Raises ``UsageError`` PL801 for a target that is not known, PL825 for an option that its backend does not have.
+    """
     from planish.ir.target import Target, parse_target
 
-    if not isinstance(target, (str, Target)):
+    if isinstance(target, Target):
+        parse_target(target.kind)
+        return target, _backend_options(target.kind, "")
+    if not isinstance(target, str):
         raise UsageError("PL801", f"unknown target {_short(target)}", hint="a target is a text such as 'cpu'")
-    found = parse_target(target)
+    name, brace, rest = target.strip().partition("{")
+    found = parse_target(name)
     if found.arch:
         raise UsageError("PL801", f"the target '{found}' is not supported", hint=f"say '{found.kind}'")
-    return parse_target(found.kind) if isinstance(target, str) else _known(found)
+    if brace and not rest.endswith("}"):
+        raise UsageError("PL825", f"target {target!r}: the brace is not closed", hint="add a }")
+    return found, _backend_options(found.kind, rest.removesuffix("}"))
 
 
-def _known(target: Target) -> Target:
-    from planish.ir.target import parse_target
+def _backend_options(kind: str, text: str) -> Any:
+    """The options of the backend of a target, from ``name=value,name=value``."""
+    if kind == "eager":
+        if text:
+            raise UsageError("PL825", "the target eager has no options")
+        return None
+    from planish.backends.ort.options import OrtOptions
 
-    parse_target(target.kind)
-    return target
+    known = {f.name: type(f.default) for f in fields(OrtOptions)}
+    given: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, _, value = part.partition("=")
+        if key not in known or key in given:
+            raise UsageError("PL825", f"target option '{part}'", hint=f"options of {kind}: {', '.join(known)}")
+        try:
+            kind_of = known[key]
+            given[key] = {"true": True, "false": False}[value] if kind_of is bool else kind_of(value)
+        except (KeyError, ValueError):
+            raise UsageError("PL825", f"target option '{part}': expected {known[key].__name__}") from None
+    return OrtOptions(**given)
 
 
 def cache_directory(given: str | os.PathLike[str] | None = None) -> Path:
@@ -154,8 +178,8 @@ def cache_policy(given: str | os.PathLike[str] | None) -> CachePolicy:
     return value  # type: ignore[return-value]
 
 
-def read_config(path: Path, known: Mapping[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    """A configuration file in TOML: its keys are those of the command's options, with their types."""
+def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
+    """The values in a TOML file, by the names of the options that they are for; PL830 for an unknown name."""
     try:
         table = tomllib.loads(path.read_text())
     except OSError as error:
@@ -163,10 +187,8 @@ def read_config(path: Path, known: Mapping[str, type | tuple[type, ...]]) -> dic
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError("PL830", f"is not valid TOML: {error}", where=str(path)) from None
     made = {key.replace("-", "_"): value for key, value in table.items()}
-    for key, value in made.items():
-        if key not in known:
-            raise UsageError("PL830", f"unknown key '{key}'", where=str(path), hint=f"keys: {', '.join(known)}")
-        kinds = known[key]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is int):
-            raise UsageError("PL830", f"{key}={_short(value)} has another type than expected", where=str(path))
+    names = list(known)
+    for key in made:
+        if key not in names:
+            raise UsageError("PL830", f"unknown key '{key}'", where=str(path), hint=f"keys: {', '.join(names)}")
     return made

@@ -29,7 +29,7 @@ def scatter_reduce(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: s
 
 def total(x: Tensor, dims: Any, keepdim: bool) -> Tensor:
     """Sum over axes in the element type of the tensor (ATen widens integers)."""
-    return torch.sum(x, dims, keepdim, dtype=x.dtype)
+    return torch.sum(x, dims, keepdim, dtype=x.dtype) if dims else x
 
 
 def prod(x: Tensor, dim: int, keepdim: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -149,8 +150,12 @@ def check_example(each: Rule, seed: int = 0) -> float:
         raise ShapeError(
             "PL350", f"rule {each.name}: {a.dtype}{list(a.shape)} became {b.dtype}{list(b.shape)}"
         )
-    scale = float(a.abs().max()) if a.numel() and a.dtype.is_floating_point else 1.0
-    return float((a.double() - b.double()).abs().max()) / max(scale, 1e-30) if a.numel() else 0.0
+    if not a.numel():
+        return 0.0
+    gap = (a.double() - b.double()).abs()
+    gap[(a == b) | (a.isnan() & b.isnan())] = 0.0
+    scale = float(a.double().nan_to_num(0.0, 0.0, 0.0).abs().max()) if a.dtype.is_floating_point else 1.0
+    return float(gap.nan_to_num(math.inf, math.inf).max()) / max(scale, 1e-30)
 
 
 __all__ = ["RULES", "Decline", "Kind", "PlanishError", "Rule", "check_example", "rule"]

@@ -135,5 +135,5 @@ def _run_one(
     found = None
     if check is not None and after != program:
         found = compare(program, after, weights, check)
-        hold(str(each), each.kind, found, check.tolerance)
+        hold(str(each), each.kind, found, check)
     return PassRecord(index, each, program, after, log.steps[steps:], log.notes[notes:], seconds, found)

@@ -95,6 +95,20 @@ def interpreter_error(case: ModelCase, program: Program, weights: Weights) -> fl
         return worst_error(case, program, lambda inputs: run(program, weights, *inputs))
 
 
+def ort_error(case: ModelCase, program: Program, weights: Weights) -> float:
+    """ONNX Runtime in fp32 against eager PyTorch; building checks the bytes of what is written."""
+    from planish.backends.ort.build import build
+    from planish.backends.ort.lower import lower
+
+    session = build(lower(program, weights), threads=1)
+
+    def execute(inputs: list[Tensor]) -> Sequence[Any]:
+        results = session(*inputs)
+        return results if isinstance(results, tuple) else (results,)
+
+    return worst_error(case, program, execute)
+
+
 def check_text(program: Program) -> None:
     """Printing and parsing give back the same node objects and the same text."""
     text = print_program(program)

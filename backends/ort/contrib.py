@@ -1,17 +1,17 @@
-"""Several operations as one of ONNX Runtime's own, where that is faster or keeps weights coded."""
+"""Operations on coded weights: kernels of ONNX Runtime that read codes, and decoding where there is none."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from planish.backends.ort.graph import MICROSOFT, Graph
+from planish.backends.ort.graph import ONNX_TYPES, OPSET, Graph
 from planish.backends.ort.options import OrtOptions
 from planish.backends.ort.storage import Storage
+from planish.backends.ort.table_quantized import dequantized, unpack
 from planish.backends.ort.weights import Coded, Layout, block_of, coded, is_constant
 from planish.ir.namespace import aten, planish
-from planish.ir.node import Node, Program, users_of
-from planish.ir.types import equal
+from planish.ir.node import Node, Program
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a node is written in place of its row: from other ``operands``, giving values to ``results``."""
+    """How a node is written in place of its row, from other operands."""
 
     operands: tuple[Node, ...]
-    results: tuple[Node, ...]
-    emit: Callable[..., tuple[str, ...]]
+    emit: Callable[..., str]
 
 
-def choose(program: Program, options: OrtOptions) -> Mapping[Node, Choice]:
+def choose(program: Program) -> Mapping[Node, Choice]:
     """The nodes of a program that are written otherwise than by their rows."""
     found: dict[Node, Choice] = {}
     for node in program.nodes:
@@ -46,12 +45,6 @@ def choose(program: Program, options: OrtOptions) -> Mapping[Node, Choice]:
             choice = _stored_codes(node)
         if choice is not None:
             found[node] = choice
-    if options.fuse:
-        users = users_of(program)
-        for node in program.nodes:
-            choice = _residual_norm(node, users) if node.op == "aten.add" else None
-            if choice is not None:
-                found[node] = choice
     return found
 
 
@@ -76,7 +69,7 @@ def _linear(node: Node) -> Choice | None:
     if found is None or block is None or x.dtype.name != "f32":
         return None
 
-    def emit(site: Site, value: str, shift: str | None = None) -> tuple[str, ...]:
+    def emit(site: Site, value: str, shift: str | None = None) -> str:
         layout = Layout(found, site.storage, site.in_load, kernel_bits(found.bits, site.options), block)
         g = site.graph
         row = g.op("Unsqueeze", value, g.ints(0)) if x.rank == 1 else value
@@ -85,9 +78,21 @@ def _linear(node: Node) -> Choice | None:
             K=found.length, N=found.rows, bits=layout.bits, block_size=block,
             accuracy_level=4 if site.options.activation_bits == 8 else None,
         )  # fmt: skip
-        return (g.op("Squeeze", out, g.ints(0)) if x.rank == 1 else out,)
+        if found.has_offset:
+            out = g.op("Add", out, g.contrib("FusedMatMul", _group_sums(g, row, found), layout.offset(), transB=1))
+        return g.op("Squeeze", out, g.ints(0)) if x.rank == 1 else out
 
-    return Choice((x,) if bias is None else (x, bias), (node,), emit)
+    return Choice((x,) if bias is None else (x, bias), emit)
+
+
+def _group_sums(g: Graph, x: str, weight: Coded) -> str:
+    """The sum over each group of inputs: what multiplies a zero that the kernel does not take."""
+    room = weight.groups * weight.group - weight.length
+    if room:
+        x = g.op("Pad", x, g.ints(0, room), None, g.ints(-1))
+    lead = g.op("Shape", x, start=0, end=-1)
+    shape = g.op("Concat", lead, g.ints(weight.groups, weight.group), axis=0)
+    return g.op("ReduceSum", g.op("Reshape", x, shape), g.ints(-1), keepdims=0)
 
 
 def _embedding(node: Node) -> Choice | None:
@@ -101,10 +106,10 @@ def _embedding(node: Node) -> Choice | None:
         return None
     fits = found.bits in (2, 4, 8) and found.group == block_of(found) and found.length % found.group == 0
     zero = found.whole_number_zero
-    if not fits or not (found.integer_zeros or zero == 2 ** (found.bits - 1)):
+    if not fits or not (found.packable_zeros or zero == 2 ** (found.bits - 1)):
         return _gathered_rows(node, found)
 
-    def emit(site: Site, index: str) -> tuple[str, ...]:
+    def emit(site: Site, index: str) -> str:
         layout = Layout(found, site.storage, site.in_load, found.bits, found.group)
         g = site.graph
         index = index if ids.dtype.name in ("i32", "i64") else g.cast(index, "i64")
@@ -112,9 +117,9 @@ def _embedding(node: Node) -> Choice | None:
             "GatherBlockQuantized", site.storage.constant(found.codes.name), index, layout.scale(g), layout.zeros(g),
             bits=found.bits, block_size=found.group, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
-        return (out,)
+        return out
 
-    return Choice((ids,), (node,), emit)
+    return Choice((ids,), emit)
 
 
 def _gathered_rows(node: Node, weight: Coded) -> Choice | None:
@@ -133,7 +138,7 @@ def _gathered_rows(node: Node, weight: Coded) -> Choice | None:
         else:
             zero = aten.embedding(zero, ids)
     rows = planish.dequant(codes, aten.embedding(weight.scale, ids), zero, weight.group, node.dtype)
-    return Choice((rows,), (node,), lambda site, value: (value,))
+    return Choice((rows,), lambda site, value: value)
 
 
 def _stored_codes(node: Node) -> Choice | None:
@@ -147,12 +152,10 @@ def _stored_codes(node: Node) -> Choice | None:
     direct = bits in (2, 4) and length * bits % 8 == 0
     parts = tuple(n for n in node.args[1:3] if isinstance(n, Node))
 
-    def emit(site: Site, *statistics: str) -> tuple[str, ...]:
-        from planish.backends.ort.graph import ONNX_TYPES
-        from planish.backends.ort.table_quantized import dequantized, unpack
-
+    def emit(site: Site, *statistics: str) -> str:
         if direct:
             kind = f"u{bits}"
+            site.graph.require(25 if bits == 2 else OPSET)
             value = site.storage.view(packed.name, kind, ONNX_TYPES[kind], codes.shape)
         else:
             kind, lead = "u8", codes.shape[:-1]
@@ -160,38 +163,6 @@ def _stored_codes(node: Node) -> Choice | None:
                 f"{packed.name}@u8", kind, codes.shape,
                 lambda g: unpack(g, site.in_load(packed), lead, bits, length),
             )  # fmt: skip
-        return (dequantized(site.graph, node, value, kind, *statistics),)
+        return dequantized(site.graph, node, value, kind, *statistics)
 
-    return Choice(parts, (node,), emit)
-
-
-# Residual and norm
-
-
-def _residual_norm(node: Node, users: Mapping[Node, list[Node]]) -> Choice | None:
-    """s = a + b; rms_norm(s) or layer_norm(s): one pass over memory that gives both."""
-    a, b = node.args
-    if not (isinstance(a, Node) and isinstance(b, Node)) or node.dtype.name != "f32" or node.rank not in (2, 3):
-        return None
-    if a.shape != b.shape:
-        return None
-    for user in users[node]:
-        if user.op not in ("aten.rms_norm", "aten.layer_norm") or user.args[0] is not node:
-            continue
-        shape, weight = user.args[1], user.args[2]
-        others = [n for n in user.args[2:-1] if isinstance(n, Node)]
-        if len(shape) != 1 or weight is None or not equal(shape[0], node.shape[-1]):
-            continue
-        if any(n.op not in ("const", "input") or n.rank != 1 for n in others):
-            continue
-        kind = "SkipSimplifiedLayerNormalization" if user.op == "aten.rms_norm" else "SkipLayerNormalization"
-        return Choice((a, b, *others), (node, user), _emit_residual_norm(kind, float(user.args[-1])))
-    return None
-
-
-def _emit_residual_norm(kind: str, epsilon: float) -> Callable[..., tuple[str, ...]]:
-    def emit(site: Site, *values: str) -> tuple[str, ...]:
-        found = site.graph.ops(kind, 4, *values, domain=MICROSOFT, unused=(1, 2), epsilon=epsilon)
-        return found[3], found[0]
-
-    return emit
+    return Choice(parts, emit)

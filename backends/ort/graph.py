@@ -17,8 +17,11 @@ from planish.ir.node import Node, Program
 from planish.ir.types import DTYPES, DType, Size, Symbol, bounds, evaluate, format_size
 from planish.ir.types import size as as_size
 
-OPSET = 28
-"""The newest operator set that ONNX Runtime 1.32 runs whole; it has CumProd and shifts of signed integers."""
+OPSET = 24
+"""The newest operator set for which ONNX Runtime 1.32 has all kernels: from 25 on it expands Attention, slowly."""
+
+NEWER = {"CumProd": 26}
+"""Operators that need a newer set; only models that use them ask for it."""
 
 IR_VERSION = 11
 MICROSOFT = "com.microsoft"
@@ -53,6 +56,7 @@ class Graph:
         self.constants: dict[str, onnx.TensorProto] = {} if parent is None else parent.constants
         self.symbols: dict[Symbol, Callable[[], str]] = dict(parent.symbols) if parent else {}
         self.scope = ""
+        self.opset = OPSET
         self._made: dict[Any, tuple[str, ...]] = {}
         self._constant_names: dict[Any, str] = {} if parent is None else parent._constant_names
         self._names: dict[str, int] = {} if parent is None else parent._names
@@ -90,6 +94,7 @@ class Graph:
         found = self._find(key)
         if found is not None:
             return found
+        self.require(NEWER.get(kind, OPSET))
         base = f"{self.scope}/{kind}" if self.scope else kind
         names = tuple("" if i in unused else self.fresh(base) for i in range(results))
         self.nodes.append(helper.make_node(kind, given, names, name=names[0], domain=domain, **kept))
@@ -103,6 +108,10 @@ class Graph:
                 return graph._made[key]
             graph = graph.parent
         return None
+
+    def require(self, opset: int) -> None:
+        """Ask for a newer operator set."""
+        self.root.opset = max(self.root.opset, opset)
 
     def copy(self, value: str, name: str) -> None:
         """Give a value a second name, as a result of the graph."""
@@ -131,6 +140,7 @@ class Graph:
     def cast(self, value: str, kind: DType | str) -> str:
         """A value in another element type."""
         name = kind if isinstance(kind, str) else kind.name
+        self.require(25 if name == "u2" else OPSET)
         saturate = 0 if name.startswith("f8") else None
         return self.op("Cast", value, to=ONNX_TYPES[name], saturate=saturate)
 
@@ -269,6 +279,6 @@ def number(value: Any) -> bool:
 
 
 __all__ = [
-    "I64_MAX", "I64_MIN", "IR_VERSION", "MICROSOFT", "ONNX_TYPES", "OPSET", "Array", "Graph", "Node", "Program",
+    "I64_MAX", "I64_MIN", "IR_VERSION", "MICROSOFT", "NEWER", "ONNX_TYPES", "OPSET", "Array", "Graph", "Node", "Program",
     "evaluate", "fixed", "math", "number", "numpy_type", "sorted_args", "value_info",
 ]  # fmt: skip

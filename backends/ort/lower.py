@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from planish.backends.ort.contrib import Choice, Site, choose
-from planish.backends.ort.graph import IR_VERSION, MICROSOFT, ONNX_TYPES, OPSET, Graph, value_info
+from planish.backends.ort.graph import IR_VERSION, MICROSOFT, ONNX_TYPES, Graph, value_info
 from planish.backends.ort.options import OrtOptions
 from planish.backends.ort.storage import Storage
 from planish.backends.ort.table import Call, main_dtype, substitute, table
@@ -69,7 +69,8 @@ def lower(program: Program, weights: Weights, *, options: OrtOptions | None = No
     inputs = [value_info(name, leaf.dtype, leaf.shape) for leaf, name in given.items()]
     storage = made.storage
     initializers = [*graph.constants.values(), *storage.initializers]
-    model = make_model(helper.make_graph(graph.nodes, program.name, inputs, outputs, initializers))
+    written = helper.make_graph(graph.nodes, program.name, inputs, outputs, initializers)
+    model = make_model(written, graph.opset)
     lowered = Lowered(
         model=model,
         tensors=storage.tensors,
@@ -88,9 +89,9 @@ def lower(program: Program, weights: Weights, *, options: OrtOptions | None = No
     return lowered
 
 
-def make_model(graph: onnx.GraphProto) -> onnx.ModelProto:
+def make_model(graph: onnx.GraphProto, opset: int) -> onnx.ModelProto:
     """A model of the operator sets in use."""
-    imports = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)]
     return helper.make_model(
         graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="planish"
     )
@@ -103,7 +104,7 @@ def _load_model(storage: Storage) -> onnx.ModelProto | None:
         storage.load.nodes, "load", list(storage.load_inputs.values()), list(storage.load_outputs.values()),
         list(storage.load.constants.values()),
     )  # fmt: skip
-    return make_model(graph)
+    return make_model(graph, storage.load.opset)
 
 
 def _output_names(program: Program) -> tuple[str, ...]:
@@ -153,7 +154,7 @@ class _Lowering:
 
     def program(self, graph: Graph, program: Program, given: Mapping[Node, str]) -> list[str]:
         """Write a program; ``given`` are the values of its inputs and states."""
-        choices = choose(program, self.options)
+        choices = choose(program)
         values: dict[Node, Any] = dict(given)
         scopes = {node: origin.scope for node, origin in program.origins.items() if origin.scope}
         self.nodes(graph, program.roots, values, choices, scopes, self.storage.constant)
@@ -176,9 +177,7 @@ class _Lowering:
                 values[node] = self._node(graph, node, values)
                 continue
             site = Site(graph, self.storage, self.options, self.in_load)
-            operands = [values[n] for n in choice.operands]
-            for result, value in zip(choice.results, choice.emit(site, *operands), strict=True):
-                values[result] = value
+            values[node] = choice.emit(site, *(values[n] for n in choice.operands))
 
     def in_load(self, node: Node) -> str:
         """A constant expression in the load model."""
@@ -232,25 +231,19 @@ def _parameters(op: str) -> tuple[str, ...]:
 def _needed(
     roots: Sequence[Node], values: Mapping[Node, Any], choices: Mapping[Node, Choice]
 ) -> list[Node]:
-    """The nodes to write, operands first, where choices read other operands than their nodes.
-
-    A choice gives values to several nodes: it is written in place of the first of them, when all that they read
-    is there.
-    """
-    owner = {result: node for node, choice in choices.items() for result in choice.results}
+    """The nodes to write, operands first; a choice reads other operands than its node."""
     if not choices:
         return [n for n in topological(roots) if n not in values]
     done: dict[Node, None] = {}
-    for root in roots:
-        stack: list[tuple[Node, bool]] = [(owner.get(root, root), False)]
-        while stack:
-            node, ready = stack.pop()
-            if node in done or node in values:
-                continue
-            if ready:
-                done[node] = None
-                continue
-            stack.append((node, True))
-            operands = choices[node].operands if node in choices else node.operands
-            stack.extend((owner.get(n, n), False) for n in reversed(operands))
+    stack = [(root, False) for root in reversed(roots)]
+    while stack:
+        node, ready = stack.pop()
+        if node in done or node in values:
+            continue
+        if ready:
+            done[node] = None
+            continue
+        stack.append((node, True))
+        operands = choices[node].operands if node in choices else node.operands
+        stack.extend((n, False) for n in reversed(operands))
     return list(done)

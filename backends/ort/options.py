@@ -14,13 +14,12 @@ class OrtOptions:
     ``activation_bits`` is how activations meet quantized weights: 32 keeps them exact, 8 rounds them to whole
     numbers for each block, which is faster. ``widen`` says when codes of 3, 5, 6 or 7 bits become 4 or 8 bits,
     which is what the kernels read: ``load`` keeps the stored width in the file and widens once when the model is
-    loaded, ``store`` widens now and stores more bytes. ``fuse`` allows ONNX Runtime's own operators that compute
-    several operations at once. Constants of more than ``inline_bytes`` bytes are stored beside the model.
+    loaded, ``store`` widens now and stores more bytes. Constants of more than ``inline_bytes`` bytes are stored
+    beside the model.
     """
 
     activation_bits: int = 32
     widen: str = "load"
-    fuse: bool = True
     inline_bytes: int = 256
 
     def __post_init__(self) -> None:

@@ -54,19 +54,15 @@ def _four_axes(c: Call, x: str, shape: Sequence[Size], lead: Sequence[Size]) -> 
 
 
 def _mask(c: Call, mask: str, node: Node, whole: Sequence[Size]) -> str:
-    """The mask with at most four axes; its last axis must be whole, the others broadcast."""
+    """The mask with two to four axes, the last two whole."""
     value = mask if node.dtype.name in ("bool", c.dtype.name) else c.graph.cast(mask, c.dtype)
-    have = node.shape
-    rank = len(have)
-    wanted = tuple(whole[-1] if i == rank - 1 else s for i, s in enumerate(have))
-    if rank > 4:
-        wanted = (*whole[:-3], *have[-3:-1], whole[-1])
-    if not all(equal(a, b) for a, b in zip(have, wanted, strict=True)):
-        value = expand(c, value, have, wanted)
-    if rank > 4:
+    have = tuple(node.shape)
+    wanted = (*have[:-2], *whole[-2:])
+    if len(have) > 4:
+        wanted = (*whole[:-3], *have[-3:-2], *whole[-2:])
+    value = expand(c, value, have, wanted)
+    if len(wanted) > 4:
         return c.graph.reshape(value, wanted, (product(wanted[:-3]), *wanted[-3:]))
-    if rank < 2:
-        value = c.op("Unsqueeze", value, c.graph.ints(*range(2 - rank)))
     return value
 
 

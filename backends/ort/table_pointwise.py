@@ -40,7 +40,14 @@ lowers("aten.pow", native=COMMON)(_same("Pow"))
 lowers("aten.eq", native=NUMBERS + " bool")(_same("Equal"))
 for _name, _kind in (("lt", "Less"), ("le", "LessOrEqual"), ("gt", "Greater"), ("ge", "GreaterOrEqual")):
     lowers(f"aten.{_name}", native=NUMBERS)(_same(_kind))
-lowers("aten.where", native="f32 f64 i8 i32 i64 u8")(_same("Where"))
+
+
+@lowers("aten.where", native="f32 f64 i8 i32 i64 u8 bool")
+def _where(c: Call, condition: str, a: str, b: str) -> str:
+    if c.dtype.kind != "bool":
+        return c.op("Where", condition, a, b)
+    return c.op("Or", c.op("And", condition, a), c.op("And", c.op("Not", condition), b))
+
 
 
 @lowers("aten.ne", native=NUMBERS + " bool")
@@ -159,7 +166,7 @@ def _atan2(c: Call, a: str, b: str) -> str:
 
 @lowers("aten.silu", native=FLOATS)
 def _silu(c: Call, x: str) -> str:
-    if c.dtype.name == "f32" and c.options.fuse:
+    if c.dtype.name == "f32":
         return c.contrib("QuickGelu", x, alpha=1.0)
     return c.op("Mul", x, c.op("Sigmoid", x))
 
@@ -264,12 +271,29 @@ for _name, _kind in (("and", "And"), ("or", "Or"), ("xor", "Xor")):
 
 @lowers("aten.bitwise_left_shift")
 def _left_shift(c: Call, a: str, b: str) -> str:
-    return c.op("BitShift", a, b, direction="LEFT")
+    return c.graph.cast(_shift(c, a, b, "LEFT"), c.dtype) if c.dtype.kind == "int" else _shift(c, a, b, "LEFT")
 
 
 @lowers("aten.bitwise_right_shift")
 def _right_shift(c: Call, a: str, b: str) -> str:
-    return c.op("BitShift", a, b, direction="RIGHT")
+    """A negative number keeps its sign: it is shifted with all bits turned, and they are turned back."""
+    if c.dtype.kind == "uint":
+        return _shift(c, a, b, "RIGHT")
+    negative = c.op("Less", a, c.number(0))
+    turned = c.op("Where", negative, c.op("BitwiseNot", _wide(c, a)), _wide(c, a))
+    shifted = c.graph.cast(_shift(c, turned, b, "RIGHT"), "i64")
+    return c.graph.cast(c.op("Where", negative, c.op("BitwiseNot", shifted), shifted), c.dtype)
+
+
+def _wide(c: Call, value: str) -> str:
+    return c.graph.cast(value, "i64")
+
+
+def _shift(c: Call, a: str, b: str, direction: str) -> str:
+    """Shifts are for unsigned integers; wider ones hold the same bits."""
+    if c.dtype.kind == "int":
+        a, b = c.graph.cast(a, "u64"), c.graph.cast(b, "u64")
+    return c.op("BitShift", a, b, direction=direction)
 
 
 # Division of whole numbers, and remainders

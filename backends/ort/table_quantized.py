@@ -79,9 +79,13 @@ def dequantized(g: Graph, node: Node, codes: str, kind: str, scale: str, zero: s
     values = Scaled(g, codes, kind, shape_of_codes.shape, group)
     spread = values.spread(values.as_f32(scale, scale_node.dtype), scale_node.shape)
     if zero is None:
-        out = values.scaled(spread, None, None if zero_node == 0 else float(zero_node))
+        out = values.scaled(spread, float(zero_node))
     else:
-        out = values.scaled(spread, (values.spread(zero, zero_node.shape), zero_node.dtype), None)
+        point = values.spread(zero, zero_node.shape)
+        if _fits_codes(zero_node, kind):
+            out = values.linear(spread, g.cast(point, kind) if kind != "u8" else point)
+        else:
+            out = values.shifted(spread, values.as_f32(point, zero_node.dtype))
     return out if dtype.name == "f32" else g.cast(out, dtype)
 
 
@@ -106,28 +110,24 @@ class Scaled:
         given = [1 if a == b else b for a, b in zip(have, self.stats, strict=True)]
         return self.g.op("Expand", value, self.g.sizes(given))
 
-    def scaled(self, scale: str, zero: tuple[str, DType] | None, plain: float | None) -> str:
-        """The values; ``zero`` is a tensor, ``plain`` one number."""
+    def scaled(self, scale: str, zero: float) -> str:
+        """The values with one zero for all."""
         g = self.g
-        if zero is not None and zero[1].is_integer:
-            return self._linear(scale, g.cast(zero[0], _CODES[self.kind]))
-        if plain is not None and plain == int(plain) and self._fits(int(plain)):
-            point = g.op("Expand", g.constant(int(plain), "u8"), g.sizes(self.stats))
-            return self._linear(scale, g.cast(point, _CODES[self.kind]))
-        out = self._linear(scale, None)
-        if zero is None and plain is None:
-            return out
-        offset = g.constant(plain, "f32") if zero is None else self.as_f32(*zero)
-        return g.op("Sub", out, self._repeat(g.op("Mul", scale, offset)))
+        low, high = {"u4": (0, 15), "u2": (0, 3), "u8": (0, 255)}.get(self.kind, (0, -1))
+        if zero == 0:
+            return self.linear(scale, None)
+        if zero == int(zero) and low <= zero <= high:
+            point = g.op("Expand", g.constant(int(zero), "u8"), g.sizes(self.stats))
+            return self.linear(scale, point if self.kind == "u8" else g.cast(point, self.kind))
+        return self.shifted(scale, g.constant(zero, "f32"))
 
-    def _fits(self, value: int) -> bool:
-        low, high = {"u4": (0, 15), "u2": (0, 3), "u8": (0, 255)}.get(self.kind, (1, 0))
-        return low <= value <= high
+    def shifted(self, scale: str, zero: str) -> str:
+        """The values with zeros that are no codes: scale*codes - scale*zero."""
+        return self.g.op("Sub", self.linear(scale, None), self._repeat(self.g.op("Mul", scale, zero)))
 
-    def _linear(self, scale: str, zero: str | None) -> str:
-        codes = self.codes
-        if self.kind in ("i64", "u64", "u32"):
-            codes = self.g.cast(codes, "i32")
+    def linear(self, scale: str, zero: str | None) -> str:
+        """The values with zeros of the type of the codes."""
+        codes = self.g.cast(self.codes, "i32") if self.kind in ("i64", "u64", "u32") else self.codes
         return self.g.op("DequantizeLinear", codes, scale, zero, axis=-1, block_size=self.group)
 
     def _repeat(self, value: str) -> str:
@@ -139,7 +139,8 @@ class Scaled:
         return flat if total == self.shape[-1] else first(g, flat, rank - 1, self.shape[-1])
 
 
-_CODES = {
-    "u8": "u8", "i8": "i8", "u16": "u16", "i16": "i16", "i32": "i32", "i64": "i32", "u64": "i32", "u32": "i32",
-    "u4": "u4", "u2": "u2",
-}  # fmt: skip
+def _fits_codes(zero: Node, kind: str) -> bool:
+    """True if all zeros are certainly values of the element type of the codes."""
+    if zero.dtype.name == kind:
+        return kind in ("u8", "i8", "u16", "i16")
+    return zero.op == "planish.unpack" and zero.args[1] <= {"u4": 4, "u2": 2, "u8": 8}.get(kind, 0)

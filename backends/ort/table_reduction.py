@@ -27,19 +27,12 @@ lowers("aten.amax", native="f32 f64 i8 i32 i64 u8")(_reduce("ReduceMax"))
 lowers("aten.amin", native="f32 f64 i8 i32 i64 u8")(_reduce("ReduceMin"))
 
 
-def _widened(c: Call, x: str) -> str:
-    """Sums and products of integers are i64."""
-    return x if c.dtype is c.node.dtype or c.is_float else c.graph.cast(x, c.node.dtype)
-
-
-@lowers("aten.sum", native=COMMON)
-def _sum(c: Call, x: str, dims: Sequence[int], keepdim: bool) -> str:
-    return _over(c, "ReduceSum", _widened(c, x), dims, keepdim)
+lowers("aten.sum", native=COMMON)(_reduce("ReduceSum"))
 
 
 @lowers("aten.prod", native=COMMON)
 def _prod(c: Call, x: str, dim: int, keepdim: bool) -> str:
-    return _over(c, "ReduceProd", _widened(c, x), (dim,), keepdim)
+    return _over(c, "ReduceProd", x, (dim,), keepdim) if c.shape() else x
 
 
 @lowers("aten.logsumexp", native=FLOATS)
@@ -96,7 +89,6 @@ lowers("aten.argmin", native="f32 f64 i8 u8 i32 i64")(_arg("ArgMin"))
 
 def _scan(kind: str) -> Emit:
     def emit(c: Call, x: str, dim: int) -> str:
-        x = _widened(c, x)
         return c.op(kind, x, c.number(dim, "i64")) if c.shape() else x
 
     return emit

@@ -41,9 +41,16 @@ class Coded:
         return int(self.zero) if plain and 0 <= self.zero < 2**self.bits else None
 
     @property
-    def integer_zeros(self) -> bool:
-        """True if there is a zero of an integer type for each group."""
-        return isinstance(self.zero, Node) and self.zero.dtype.name == "u8"
+    def packable_zeros(self) -> bool:
+        """True if there is a zero for each group that is a code of the same width."""
+        if not isinstance(self.zero, Node) or self.zero.dtype.name != "u8":
+            return False
+        return self.bits == 8 or (self.zero.op == "planish.unpack" and self.zero.args[1] <= self.bits)
+
+    @property
+    def has_offset(self) -> bool:
+        """True if the zeros are none that kernels take, such as fractions."""
+        return not self.packable_zeros and self.whole_number_zero is None
 
 
 def coded(node: Node) -> Coded | None:
@@ -146,25 +153,19 @@ class Layout:
         return self._loaded_statistic(node, "scale")
 
     def zeros(self, main: Graph) -> str | None:
-        """Packed ``u8[rows, ceil(blocks*bits/8)]``, or ``f32[rows, blocks]``; None for what the kernels assume."""
+        """Packed ``u8[rows, ceil(blocks*bits/8)]``; None for what the kernels assume."""
         w, zero = self.weight, self.weight.zero
         whole = w.whole_number_zero
         if whole is not None and whole + self.shift == 2 ** (self.bits - 1):
             return None
-        if not isinstance(zero, Node):
+        if whole is not None:
             shape = (w.rows, self.blocks)
-            if whole is None:
-                name = f"{w.codes.name}@zero{zero}/{self.blocks}"
-                return self.storage.loaded(
-                    name, "f32", shape, lambda g: g.op("Expand", g.constant(zero, "f32"), g.ints(*shape))
-                )
-            value = whole
             return self._packed_zeros(
-                f"{w.codes.name}@zero{zero}",
-                lambda g: g.op("Expand", g.constant(value, "u8"), g.ints(*shape)),
+                f"{w.codes.name}@zero{whole}",
+                lambda g: g.op("Expand", g.constant(whole, "u8"), g.ints(*shape)),
             )
-        if not self.weight.integer_zeros:
-            return self._loaded_statistic(zero, "zero")
+        if not w.packable_zeros:
+            return None
         stored = zero.args[0] if zero.op == "planish.unpack" and zero.args[1] == self.bits else None
         if self.bits == 8:
             stored = zero
@@ -173,6 +174,23 @@ class Layout:
             return self.storage.constant(stored.name)
         name = f"{_name_of(zero)}@{self.bits}bits/{self.blocks}"
         return self._packed_zeros(name, lambda g: self._for_blocks(g, zero, self.in_load(zero)))
+
+    def offset(self) -> str:
+        """``f32[rows, groups]``: scale*(assumed zero - zero), what a code of 1 for each input would add."""
+        w, zero = self.weight, self.weight.zero
+
+        def compute(g: Graph) -> str:
+            scale = self._as_f32(g, w.scale, self.in_load(w.scale))
+            value = self._as_f32(g, zero, self.in_load(zero)) if isinstance(zero, Node) else g.constant(zero, "f32")
+            out = g.op("Mul", scale, g.op("Sub", g.constant(2 ** (self.bits - 1), "f32"), value))
+            return g.op("Expand", out, g.ints(w.rows, w.groups))
+
+        name = f"{w.codes.name}@{self.bits}bits/offset" + ("" if isinstance(zero, Node) else f"{zero}")
+        return self.storage.loaded(name, "f32", (w.rows, w.groups), compute)
+
+    @staticmethod
+    def _as_f32(g: Graph, node: Node, value: str) -> str:
+        return value if node.dtype.name == "f32" else g.cast(value, "f32")
 
     def _packed_zeros(self, name: str, compute: Callable[[Graph], str]) -> str:
         w, per = self.weight, 8 // self.bits
@@ -190,9 +208,7 @@ class Layout:
         w = self.weight
 
         def compute(g: Graph) -> str:
-            value = self.in_load(node)
-            value = value if node.dtype.name == "f32" else g.cast(value, "f32")
-            return self._for_blocks(g, node, value)
+            return self._for_blocks(g, node, self._as_f32(g, node, self.in_load(node)))
 
         name = f"{_name_of(node)}@{what}/{w.codes.name if node.op != 'const' else ''}/{self.blocks}"
         return self.storage.loaded(name, "f32", (w.rows, self.blocks), compute)

@@ -64,5 +64,6 @@ def _part(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
         helper.make_graph(
             kept[::-1], graph.name, [v for v in graph.input if v.name in wanted],
             [v for v in graph.output if v.name == output], [t for t in graph.initializer if t.name in wanted],
-        )
+        ),
+        model.opset_import[0].version,
     )  # fmt: skip

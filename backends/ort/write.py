@@ -121,6 +121,8 @@ def _joined(lowered: Lowered) -> Lowered:
     model = onnx.ModelProto()
     model.CopyFrom(lowered.model)
     graph = model.graph
+    imports = model.opset_import[0]
+    imports.version = max(imports.version, load.opset_import[0].version)
     rename = _prefixed(load)
     main = list(graph.node)
     del graph.node[:]

@@ -22,7 +22,8 @@ from planish.frontend.capture.onnx_ops.reading import read_model
 from planish.frontend.capture.onnx_ops.registry import At
 from planish.frontend.capture.onnx_ops.values import Known, Value, dtype_of, known
 from planish.frontend.capture.onnx_ops.walk import Walk
-from planish.ir.node import Node, Program, input_leaf
+from planish.ir.node import Node, Program, const, input_leaf
+from planish.ir.printer import identifier
 from planish.ir.types import TensorType
 from planish.ir.verify import verify
 from planish.ir.weights import Weights, type_of
@@ -41,10 +42,10 @@ def capture_onnx(
     """The program of an ONNX model and its weights.
 
     ``dims`` says what is known of the model's dynamic dimensions, by name: a range ``(low, high)``, a number that
-    fixes it, or the name of another dimension that it equals. ``values`` gives inputs that are known at capture,
-    such as a target shape; they are no inputs of the program. Raises ``UnsupportedOpError`` (PL201) with all
-    operators that are not supported, ``CaptureError`` (PL140 to PL149) for what else cannot be captured, and
-    ``ArtifactError`` for external data that lies outside of the model's folder.
+    fixes it, or an expression such as ``"2*h"`` or the name of another dimension. ``values`` gives inputs that are
+    known at capture, such as a target shape; they are no inputs of the program. Raises ``UnsupportedOpError``
+    (PL201) with all operators that are not supported, ``CaptureError`` (PL140 to PL149) or ``ShapeError`` for what
+    else cannot be captured, and ``ArtifactError`` for external data that lies outside of the model's folder.
     """
     load()
     read = read_model(model)
@@ -54,15 +55,16 @@ def capture_onnx(
     walk = Walk(read.model, weights, initializers)
     walk.check_operators()
     values = values or {}
-    dimensions = Dimensions(dims or {})
+    names = _input_names([v.name or "" for v in graph.inputs if v.name not in graph.initializers], walk.notes)
+    dimensions = Dimensions(dims or {}, set(names.values()))
     inputs: list[Node] = []
     for value in graph.inputs:
         if value.name in graph.initializers:
             continue  # a default; the model's own value is the one that is captured
-        if value.name in values:
+        if value.name is not None and value.name in values:
             walk.env[value] = _given(value, values[value.name], weights)
             continue
-        leaf = input_leaf(value.name or "?", _input_type(value, dimensions))
+        leaf = input_leaf(names[value.name or ""], _input_type(value, dimensions))
         inputs.append(leaf)
         walk.env[value] = leaf
     dimensions.check_used()
@@ -82,6 +84,19 @@ def capture_onnx(
     return Captured(verify(program, used), used, tuple(walk.notes), read.digest)
 
 
+def _input_names(given: list[str], notes: list[str]) -> dict[str, str]:
+    """Names that can stand in the text of a program; a note tells of each that differs from the model's."""
+    names: dict[str, str] = {}
+    for name in given:
+        plain = identifier(name)
+        while plain in names.values():
+            plain += "_"
+        names[name] = plain
+        if plain != name:
+            notes.append(f"the input {name!r} is called {plain}")
+    return names
+
+
 def _input_type(value: onnx_ir.Value, dimensions: Dimensions) -> TensorType:
     where = f"input {value.name!r}"
     if not isinstance(value.type, onnx_ir.TensorType):
@@ -90,7 +105,10 @@ def _input_type(value: onnx_ir.Value, dimensions: Dimensions) -> TensorType:
     dtype = dtype_of(int(value.type.dtype), where)
     if value.shape is None:
         raise CaptureError(
-            "PL142", "its number of dimensions is not declared", where=where, hint="declare the shape in the model"
+            "PL142",
+            "its number of dimensions is not declared",
+            where=where,
+            hint="declare the shape in the model",
         )
     return TensorType(dtype, dimensions.shape(value.name or "input", value.shape))
 
@@ -98,27 +116,32 @@ def _input_type(value: onnx_ir.Value, dimensions: Dimensions) -> TensorType:
 def _given(value: onnx_ir.Value, array: Any, weights: Weights) -> Value:
     import torch
 
-    tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(array).reshape(np.shape(array)))
+    tensor = (
+        array
+        if isinstance(array, torch.Tensor)
+        else torch.from_numpy(np.ascontiguousarray(array).reshape(np.shape(array)))
+    )
     kind = type_of(tensor)
     if isinstance(value.type, onnx_ir.TensorType) and dtype_of(int(value.type.dtype)) is not kind.dtype:
         raise CaptureError(
-            "PL149", f"the value given for {value.name!r} is {kind}, the model declares {value.type.dtype.name}"
+            "PL149",
+            f"the value given for {value.name!r} is {kind}, the model declares {value.type.dtype.name}",
         )
     weights.add(value.name or "?", tensor)
-    return known(kind.dtype, tensor.reshape(-1).tolist(), tuple(tensor.shape)) if tensor.numel() <= 1024 else _leaf(value, kind)
-
-
-def _leaf(value: onnx_ir.Value, kind: TensorType) -> Node:
-    from planish.ir.node import const
-
-    return const(value.name or "?", kind)
+    return (
+        known(kind.dtype, tensor.reshape(-1).tolist(), tuple(tensor.shape))
+        if tensor.numel() <= 1024
+        else const(value.name or "?", kind)
+    )
 
 
 def _check_names(what: str, given: Mapping[str, Any], there: list[str]) -> None:
     unknown = sorted(set(given) - set(there))
     if unknown:
         raise CaptureError(
-            "PL149", f"{what}: the model has no {', '.join(map(repr, unknown))}", hint=f"it has {', '.join(there)}"
+            "PL149",
+            f"{what}: the model has no {', '.join(map(repr, unknown))}",
+            hint=f"it has {', '.join(there)}",
         )
 
 

@@ -152,6 +152,15 @@ def linear_bias(x: Node, w: Node, b: Any) -> Node:
     return aten.linear(x, w, b)
 
 
+@rule(lambda x, w, s, b: aten.add(aten.view(aten.linear(x, w, None), s), b), kind="close", tolerance=PRODUCT,
+      example={"x": "f32[2, 5, 4]", "w": "f32[3, 4]", "s": (10, 3), "b": "f32[3]"})  # fmt: skip
+def linear_view_bias(x: Node, w: Node, s: Any, b: Any) -> Node:
+    """view(linear(x, W)) + b = view(linear(x, W, b)) if the view keeps the last axis"""
+    require(tensor(b).rank == 1 and equal(b.shape[0], w.shape[0]), "not a bias")
+    require(bool(s) and equal(s[-1], w.shape[0]), "the view changes the last axis")
+    return aten.view(aten.linear(x, w, b), s)
+
+
 def _same_rows(x: Node, flat: tuple[Size, ...]) -> None:
     require(x.rank > len(flat) and equal(x.shape[-1], flat[-1]), "the view changes the last axis")
 

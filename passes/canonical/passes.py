@@ -18,16 +18,17 @@ def exact_rules() -> tuple[Rule, ...]:
     """The rules of the canonical form."""
     from planish.passes.canonical import algebra, pointwise, views
 
-    modules = (algebra, views)
-    return (*(r for m in modules for r in vars(m).values() if isinstance(r, Rule)), *pointwise.POINTWISE)
+    found = [r for module in (algebra, views) for r in vars(module).values() if isinstance(r, Rule)]
+    return tuple(r for r in (*found, *pointwise.POINTWISE) if r.kind == "exact")
 
 
 @cache
 def close_rules() -> tuple[Rule, ...]:
     """The rules that reassociate floating point."""
-    from planish.passes.canonical import close
+    from planish.passes.canonical import close, pointwise
 
-    return tuple(r for r in vars(close).values() if isinstance(r, Rule))
+    found = [r for r in vars(close).values() if isinstance(r, Rule)]
+    return tuple(r for r in (*found, *pointwise.POINTWISE) if r.kind == "close")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,19 @@ from planish.ir.types import DType, dtype
 from planish.passes.canonical.terms import broadcast_full, full_value, require, tensor, typed
 
 
+ROUNDED_ALIKE = frozenset({"neg", "abs", "sign", "relu", "floor", "ceil", "round", "trunc", "sqrt", "reciprocal", "isnan",
+                          "isinf", "logical_not", "bitwise_not"})  # fmt: skip
+"""Functions of one operand whose result does not depend on where in memory the operand is."""
+
+ROUNDED_APART = frozenset({"pow", "atan2"})
+"""Functions of two operands that eager torch computes by vectors and, at the ends, one by one with other rounding."""
+
+
+def _kind(row: Operation) -> dict[str, Any]:
+    alike = _short(row) in ROUNDED_ALIKE or (len(row.parameters) == 2 and _short(row) not in ROUNDED_APART)
+    return {"kind": "exact"} if alike else {"kind": "close", "tolerance": 1e-6}
+
+
 def _named(function: Callable[..., Any], name: str, equation: str) -> Callable[..., Any]:
     function.__name__, function.__doc__ = name, equation
     return function
@@ -46,7 +59,7 @@ def _full_right(row: Operation) -> Rule:
     element = _element(row)
     example = {"x": f"{element}[2, 3]", "s": (3,), "v": 1, "d": dtype(element)}
     named = _named(right, f"{_short(row)}_full", f"{_short(row)}(x, full(v)) = {_short(row)}(x, v)")
-    return rule(lambda x, s, v, d: call(row.name, x, aten.full(s, v, d)), example=example)(named)
+    return rule(lambda x, s, v, d: call(row.name, x, aten.full(s, v, d)), example=example, **_kind(row))(named)
 
 
 def _full_left(row: Operation) -> Rule:
@@ -57,7 +70,7 @@ def _full_left(row: Operation) -> Rule:
     element = _element(row)
     example = {"x": f"{element}[2, 3]", "s": (3,), "v": 1, "d": dtype(element)}
     named = _named(right, f"full_{_short(row)}", f"{_short(row)}(full(v), x) = {_short(row)}(v, x)")
-    return rule(lambda x, s, v, d: call(row.name, aten.full(s, v, d), x), example=example)(named)
+    return rule(lambda x, s, v, d: call(row.name, aten.full(s, v, d), x), example=example, **_kind(row))(named)
 
 
 def _expand_right(row: Operation) -> Rule:
@@ -67,7 +80,7 @@ def _expand_right(row: Operation) -> Rule:
     element = _element(row)
     example = {"x": f"{element}[2, 3]", "y": f"{element}[3]", "s": (2, 3)}
     named = _named(right, f"{_short(row)}_expand", f"{_short(row)}(x, expand(y)) = {_short(row)}(x, y)")
-    return rule(lambda x, y, s: call(row.name, x, aten.expand(y, s)), example=example)(named)
+    return rule(lambda x, y, s: call(row.name, x, aten.expand(y, s)), example=example, **_kind(row))(named)
 
 
 def _expand_left(row: Operation) -> Rule:
@@ -77,7 +90,7 @@ def _expand_left(row: Operation) -> Rule:
     element = _element(row)
     example = {"x": f"{element}[3]", "y": f"{element}[2, 3]", "s": (2, 3)}
     named = _named(right, f"expand_{_short(row)}", f"{_short(row)}(expand(x), y) = {_short(row)}(x, y)")
-    return rule(lambda x, y, s: call(row.name, aten.expand(x, s), y), example=example)(named)
+    return rule(lambda x, y, s: call(row.name, aten.expand(x, s), y), example=example, **_kind(row))(named)
 
 
 def _unary_rule(row: Operation) -> Rule:
@@ -86,7 +99,8 @@ def _unary_rule(row: Operation) -> Rule:
 
     element = "i64" if row.name == "aten.bitwise_not" else "f32"
     named = _named(right, f"{_short(row)}_of_expand", f"{_short(row)}(expand(x)) = expand({_short(row)}(x))")
-    return rule(lambda x, s: call(row.name, aten.expand(x, s)), example={"x": f"{element}[3]", "s": (2, 3)})(named)
+    example = {"x": f"{element}[3]", "s": (2, 3)}
+    return rule(lambda x, s: call(row.name, aten.expand(x, s)), example=example, **_kind(row))(named)
 
 
 @rule(lambda x, s, d: aten.to(aten.expand(x, s), d), example={"x": "f32[3]", "s": (2, 3), "d": dtype("i64")})
@@ -102,9 +116,25 @@ def where_expand(c: Node, s: Any, a: Any, b: Any) -> Node:
     return typed(aten.where(c, a, b), aten.where(aten.expand(c, s), a, b))
 
 
+@rule(lambda c, s, v, d, b: aten.where(c, aten.full(s, v, d), b),
+      example={"c": "bool[2, 3]", "s": (), "v": 1.5, "d": dtype("f32"), "b": "f32[2, 3]"})  # fmt: skip
+def where_full_then(c: Node, s: Any, v: Any, d: DType, b: Any) -> Node:
+    """where(c, full(v), b) = where(c, v, b) if b is a tensor"""
+    left = aten.where(c, aten.full(s, v, d), tensor(b))
+    return typed(aten.where(c, full_value(v, d), b), left)
+
+
+@rule(lambda c, a, s, v, d: aten.where(c, a, aten.full(s, v, d)),
+      example={"c": "bool[2, 3]", "a": "f32[2, 3]", "s": (), "v": 1.5, "d": dtype("f32")})  # fmt: skip
+def where_full_else(c: Node, a: Any, s: Any, v: Any, d: DType) -> Node:
+    """where(c, a, full(v)) = where(c, a, v) if a is a tensor"""
+    left = aten.where(c, tensor(a), aten.full(s, v, d))
+    return typed(aten.where(c, a, full_value(v, d)), left)
+
+
 def _pointwise() -> tuple[Rule, ...]:
     load_all()
-    made = [to_of_expand, where_expand]
+    made = [to_of_expand, where_expand, where_full_then, where_full_else]
     for row in list(OPERATIONS.values()):
         kinds = [p.kind for p in row.parameters]
         if row.pointwise and kinds == ["operand", "operand"]:

@@ -53,8 +53,7 @@ class Codec(ABC):
 
 def square_sum(value: torch.Tensor) -> float:
     """The sum of squares, added up in double precision."""
-    norms = value.reshape(-1, value.shape[-1] if value.dim() else 1).norm(dim=-1).double()
-    return float((norms * norms).sum())
+    return float(value.double().square().sum())
 
 
 def relative_error(difference: float, whole: float) -> float:

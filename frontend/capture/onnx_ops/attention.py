@@ -41,7 +41,7 @@ def attention(
         lengths = aten.view(cast(lengths, i64), (lengths.shape[0], 1, 1, 1))
         offset = aten.sub(lengths, rows)
     plain = right_window_size < 0 and (left_window_size < 0 or is_causal) and not isinstance(offset, Node)
-    simple = plain and equal(offset, 0)  # type: ignore[arg-type]
+    simple = plain and equal(offset, 0)
     window = left_window_size + 1 if left_window_size >= 0 else None
     if simple:
         allowed = None
@@ -60,7 +60,9 @@ def attention(
     return out, k, v
 
 
-def _allowed(rows: Size, columns: Size, offset: Size | Node, causal: int, left: int, right: int) -> Node | None:
+def _allowed(
+    rows: Size, columns: Size, offset: Size | Node, causal: int, left: int, right: int
+) -> Node | None:
     """Which keys a query sees by position, when queries begin at ``offset``."""
     i = aten.view(aten.arange(0, rows), (rows, 1))
     distance = aten.sub(i, aten.view(aten.arange(0, columns), (1, columns)))

@@ -22,7 +22,9 @@ def _schema(domain: str, name: str, opset: int) -> Any:
         return None
 
 
-def has_body(domain: str, name: str, opset: int, supported: Callable[[str, str], bool], depth: int = 0) -> bool:
+def has_body(
+    domain: str, name: str, opset: int, supported: Callable[[str, str], bool], depth: int = 0
+) -> bool:
     """True if the operator can be expanded into supported ones (a body that depends on types is believed)."""
     schema = _schema(domain, name, opset)
     if schema is None or depth > 8:
@@ -43,7 +45,9 @@ def _plain(domain: str) -> str:
 
 
 def _fixed(schema: Any, opset: int) -> onnx.FunctionProto | None:
-    versions = [v for v in schema.function_opset_versions if v <= opset] or list(schema.function_opset_versions)[:1]
+    versions = [v for v in schema.function_opset_versions if v <= opset] or list(
+        schema.function_opset_versions
+    )[:1]
     for version in reversed(versions):
         data = schema.get_function_with_opset_version(version)
         if data:
@@ -51,7 +55,9 @@ def _fixed(schema: Any, opset: int) -> onnx.FunctionProto | None:
     return None
 
 
-def body(at: At, inputs: list[Value | None], attributes: Mapping[str, Any]) -> tuple[onnx_ir.Function, list[str]] | None:
+def body(
+    at: At, inputs: list[Value | None], attributes: Mapping[str, Any]
+) -> tuple[onnx_ir.Function, list[str]] | None:
     """The function that defines a node's operator, made for its input types, and the names of its results."""
     schema = _schema(_plain(at.node.domain), at.node.op_type, at.opset)
     if schema is None:
@@ -68,7 +74,7 @@ def _function(proto: onnx.FunctionProto) -> tuple[onnx_ir.Function, list[str]]:
     made = {*proto.input, *(o for n in proto.node for o in n.output)}
     del proto.output[:]
     proto.output.extend(n for n in names if n in made)
-    return onnx_ir.from_proto(proto), names
+    return onnx_ir.serde.deserialize_function(proto), names
 
 
 def defaults(at: At) -> dict[str, Any]:
@@ -92,14 +98,18 @@ def _for_types(
         for name in referring:
             if name in attributes:
                 value = attributes[name]
-                kept.append(onnx.helper.make_attribute(name, list(value) if isinstance(value, tuple) else value))
+                kept.append(
+                    onnx.helper.make_attribute(name, list(value) if isinstance(value, tuple) else value)
+                )
         del node.attribute[:]
         node.attribute.extend(kept)
     types = [_type(v).SerializeToString() for v in inputs]
     versions = list(schema.context_dependent_function_opset_versions)
     fitting = [v for v in versions if v <= at.opset] or versions[:1]
     for version in reversed(fitting):
-        data = schema.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), types)
+        data = schema.get_context_dependent_function_with_opset_version(
+            version, node.SerializeToString(), types
+        )
         if data:
             proto = onnx.FunctionProto.FromString(data)
             if proto.node:

@@ -6,7 +6,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from planish.frontend.capture.onnx_ops.layout import pieces
-from planish.frontend.capture.onnx_ops.registry import At, Empty, Items, Known, Result, Size, Sizes, Value, known, onnx_op, truthy
+from planish.frontend.capture.onnx_ops.registry import (
+    At,
+    Empty,
+    Items,
+    Known,
+    Result,
+    Size,
+    Sizes,
+    Value,
+    known,
+    onnx_op,
+    truthy,
+)
 from planish.ir.namespace import aten
 from planish.ir.node import Node
 from planish.ir.types import boolean, i64
@@ -20,9 +32,8 @@ def branch(condition: Value, *, then_branch: Any, else_branch: Any, at: At) -> R
     """One of two branches, where the condition is known at capture"""
     chosen = truthy(condition)
     if chosen is None:
-        source = f"the input {condition.name!r}" if isinstance(condition, Node) and condition.op == "input" else "data"
-        at.refuse(f"its condition depends on {source}; only conditions known at capture are supported", "PL144")
-    return at.walk.subgraph(then_branch if chosen else else_branch, (), at)  # type: ignore[no-any-return]
+        at.unknown(condition, "its condition", "PL144")
+    return at.walk.subgraph(then_branch if chosen else else_branch, (), at)
 
 
 @onnx_op("Loop")
@@ -30,16 +41,20 @@ def loop(trips: Value | None, condition: Value | None, *carried: Value, body: An
     """A loop written out; how often it runs must be known"""
     limit = UNROLL_LIMIT + 1
     if trips is not None:
-        count = at.sizes(trips, "the number of iterations")[0]
+        if not isinstance(trips, Known):
+            at.unknown(trips, "the number of iterations", "PL144")
+        count = trips.items[0]
         at.need(isinstance(count, int), f"it runs {count} times, which is dynamic", "PL144")
-        limit = min(limit, max(int(count), 0))  # type: ignore[arg-type]
+        limit = min(limit, max(int(count), 0))
     values, rows = list(carried), []
     going = condition
     for step in range(limit):
         if not _goes_on(going, at):
             break
         at.need(step < UNROLL_LIMIT, f"it runs more than {UNROLL_LIMIT} times", "PL144")
-        going, *results = at.walk.subgraph(body, (known(i64, step), going or known(boolean, True), *values), at)
+        going, *results = at.walk.subgraph(
+            body, (known(i64, step), going or known(boolean, True), *values), at
+        )
         values, row = results[: len(carried)], results[len(carried) :]
         rows.append(row)
     count = len(body.outputs) - 1 - len(carried)
@@ -52,7 +67,7 @@ def _goes_on(condition: Value | None, at: At) -> bool:
         return True
     decided = truthy(condition)
     if decided is None:
-        at.refuse("whether it goes on depends on data", "PL144")
+        at.unknown(condition, "whether it goes on", "PL144")
     return decided
 
 
@@ -76,7 +91,11 @@ def scan(
     length = xs[0].shape[axes[0]]
     if not isinstance(length, int):
         at.refuse(f"its sequences have the dynamic length {length}", "PL144")
-    at.need(1 <= length <= UNROLL_LIMIT, f"its sequences have {length} elements; 1 to {UNROLL_LIMIT} are supported", "PL144")
+    at.need(
+        1 <= length <= UNROLL_LIMIT,
+        f"its sequences have {length} elements; 1 to {UNROLL_LIMIT} are supported",
+        "PL144",
+    )
     rows = []
     for step in range(length):
         parts = []
@@ -106,8 +125,10 @@ def _place(position: Value | None, length: int, default: int, at: At) -> int:
     if position is None:
         return default
     place = at.sizes(position, "the position")[0]
-    at.need(isinstance(place, int) and -length <= place <= length, f"the position {place} of {length}", "PL141")
-    return int(place) + (length if int(place) < 0 else 0)  # type: ignore[arg-type]
+    at.need(
+        isinstance(place, int) and -length <= place <= length, f"the position {place} of {length}", "PL141"
+    )
+    return int(place) + (length if int(place) < 0 else 0)
 
 
 @onnx_op("SequenceEmpty")
@@ -155,7 +176,9 @@ def sequence_length(sequence: Value, *, at: At) -> Result:
 
 
 @onnx_op("SplitToSequence")
-def split_to_sequence(x: Node, parts: Value | None = None, *, axis: int = 0, keepdims: int = 1, at: At) -> Result:
+def split_to_sequence(
+    x: Node, parts: Value | None = None, *, axis: int = 0, keepdims: int = 1, at: At
+) -> Result:
     """Pieces along an axis, as a sequence"""
     axis %= x.rank
     length = x.shape[axis]

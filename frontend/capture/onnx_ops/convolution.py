@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planish.frontend.capture.onnx_ops.registry import At, Result, Size, Sizes, onnx_op
+from planish.frontend.capture.onnx_ops.registry import At, Result, Size, onnx_op
 from planish.ir import types
 from planish.ir.namespace import aten
 from planish.ir.node import Node
@@ -12,7 +12,9 @@ Ints = tuple[int, ...]
 Pads = list[tuple[Size, Size]]
 
 
-def paddings(x: Node, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, auto_pad: str, at: At) -> Pads:
+def paddings(
+    x: Node, kernel: Ints, strides: Ints, dilations: Ints, pads: Ints, auto_pad: str, at: At
+) -> Pads:
     """What is added before and after each spatial axis."""
     spatial = len(kernel)
     if auto_pad in ("NOTSET", ""):
@@ -37,13 +39,15 @@ def padded(x: Node, pads: Pads, value: float | int = 0.0) -> Node:
     """The last axes with constants around them."""
     if all(equal(s, 0) for pair in pads for s in pair):
         return x
-    return aten.pad(x, [s for pair in reversed(pads) for s in pair], "constant", value if x.dtype.is_float else int(value))
+    return aten.pad(
+        x, [s for pair in reversed(pads) for s in pair], "constant", value if x.dtype.is_float else int(value)
+    )
 
 
 def symmetric(pads: Pads) -> Ints | None:
     """The one number per axis if both sides get the same, fixed amount."""
     if all(isinstance(a, int) and isinstance(b, int) and a == b and a >= 0 for a, b in pads):
-        return tuple(int(a) for a, _ in pads)  # type: ignore[arg-type]
+        return tuple(int(a) for a, _ in pads)
     return None
 
 
@@ -51,13 +55,17 @@ def window(w: Node, kernel_shape: Ints, at: At) -> Ints:
     """The sizes of the kernel, which must be known."""
     sizes = w.shape[2:]
     at.need(all(isinstance(s, int) for s in sizes), "the kernel has dynamic sizes")
-    at.need(not kernel_shape or tuple(kernel_shape) == sizes, f"the kernel is {list(sizes)}, not {kernel_shape}", "PL141")
-    return tuple(int(s) for s in sizes)  # type: ignore[arg-type]
+    at.need(
+        not kernel_shape or tuple(kernel_shape) == sizes,
+        f"the kernel is {list(sizes)}, not {kernel_shape}",
+        "PL141",
+    )
+    return tuple(int(s) for s in sizes)
 
 
 def convolve(
-    x: Node, w: Node, b: Node | None, at: At, auto_pad: str, dilations: Ints, group: int, kernel_shape: Ints, pads: Ints,
-    strides: Ints,
+    x: Node, w: Node, b: Node | None, at: At, auto_pad: str, dilations: Ints, group: int, kernel_shape: Ints,
+    pads: Ints, strides: Ints,
 ) -> Node:  # fmt: skip
     """Convolution over one to three axes."""
     kernel = window(w, kernel_shape, at)
@@ -109,7 +117,9 @@ def conv_transpose(
     if even is None:
         for i, (before, after) in enumerate(cut):
             if types.at_least(size(-before), 1) or types.at_least(size(-after), 1):
-                result = padded_axis(result, 2 + i, types.maximum(size(-before), 0), types.maximum(size(-after), 0), b)
+                result = padded_axis(
+                    result, 2 + i, types.maximum(size(-before), 0), types.maximum(size(-after), 0), b
+                )
             result = aten.slice(
                 result, 2 + i, types.maximum(before, 0), size(result.shape[2 + i] - types.maximum(after, 0))
             )
@@ -123,6 +133,3 @@ def padded_axis(x: Node, axis: int, before: Size, after: Size, bias: Node | None
         return aten.pad(x, amounts)
     spread = aten.view(bias, (1, bias.shape[0], *[1] * (x.rank - 2)))
     return aten.add(aten.pad(aten.sub(x, spread), amounts), spread)
-
-
-__all__ = ["Sizes", "convolve", "padded", "paddings", "symmetric", "window"]

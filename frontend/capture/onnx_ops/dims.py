@@ -16,8 +16,11 @@ from planish.ir.types import Size, Symbol
 class Dimensions:
     """Names of dimensions to sizes. The same name is the same symbol everywhere."""
 
-    def __init__(self, given: Mapping[str, tuple[int, int] | int | str]) -> None:
+    def __init__(
+        self, given: Mapping[str, tuple[int, int] | int | str], taken: set[str] | None = None
+    ) -> None:
         self._given = dict(given)
+        self._taken = taken or set()
         self._used: set[str] = set()
         self._symbols: dict[str, str] = {}
         self._names: list[str] = []
@@ -35,21 +38,25 @@ class Dimensions:
             return self.named(f"{identifier(name)}_dim{index}")
         return self._expression(dim.value)
 
-    def _expression(self, text: str) -> Size:
-        if text.isidentifier() or text in self._given:
-            return self.named(text)
+    def _expression(self, text: str, seen: tuple[str, ...] = ()) -> Size:
+        if text.isidentifier() or (text in self._given and text not in seen):
+            return self.named(text, seen)
         try:
-            return types.size(self._computed(ast.parse(text, mode="eval").body))
+            return types.size(self._computed(ast.parse(text, mode="eval").body, seen))
         except (SyntaxError, ValueError, RecursionError, TypeError):
+            if seen:
+                raise CaptureError(
+                    "PL149", f"dims: {seen[-1]!r} cannot be {text!r}: use names, whole numbers, + - * //"
+                ) from None
             return self.named(text)
 
-    def _computed(self, tree: ast.expr) -> Size:
+    def _computed(self, tree: ast.expr, seen: tuple[str, ...]) -> Size:
         if isinstance(tree, ast.Name):
-            return self.named(tree.id)
+            return self.named(tree.id, seen)
         if isinstance(tree, ast.Constant) and type(tree.value) is int:
             return tree.value
         if isinstance(tree, ast.BinOp):
-            a, b = self._computed(tree.left), self._computed(tree.right)
+            a, b = self._computed(tree.left, seen), self._computed(tree.right, seen)
             if isinstance(tree.op, ast.Add):
                 return types.size(a + b)
             if isinstance(tree.op, ast.Sub):
@@ -62,15 +69,16 @@ class Dimensions:
 
     def named(self, name: str, seen: tuple[str, ...] = ()) -> Size:
         """The size that a dimension's name stands for."""
-        self._names.append(name)
+        if name in seen:
+            raise CaptureError("PL149", f"dims: {name!r} is declared to depend on itself")
+        if not seen:
+            self._names.append(name)
         given = self._given.get(name)
         if given is None:
             return self._symbol(name, 1, 2**31 - 1)
         self._used.add(name)
         if isinstance(given, str):
-            if given in seen:
-                raise CaptureError("PL149", f"dims: {name!r} is declared to equal itself")
-            return self.named(given, (*seen, name))
+            return self._expression(given, (*seen, name))
         if isinstance(given, int):
             if given < 0:
                 raise CaptureError("PL149", f"dims: {name!r} is {given}")
@@ -79,11 +87,13 @@ class Dimensions:
             low, high = given
             return self._symbol(name, int(low), int(high))
         except (ShapeError, TypeError, ValueError) as error:
-            raise CaptureError("PL149", f"dims: {name!r} needs a range (low, high), got {given!r}: {error}") from None
+            raise CaptureError(
+                "PL149", f"dims: {name!r} needs a range (low, high), got {given!r}: {error}"
+            ) from None
 
     def _symbol(self, name: str, low: int, high: int) -> Symbol:
         plain = identifier(name)
-        while self._symbols.setdefault(plain, name) != name:
+        while plain in self._taken or self._symbols.setdefault(plain, name) != name:
             plain += "_"
         return Symbol(plain, low, high)
 
@@ -93,5 +103,7 @@ class Dimensions:
         if unknown:
             there = ", ".join(sorted(set(self._names))) or "no dynamic dimension"
             raise CaptureError(
-                "PL149", f"dims: the model has no dimension {', '.join(map(repr, unknown))}", hint=f"it has {there}"
+                "PL149",
+                f"dims: the model has no dimension {', '.join(map(repr, unknown))}",
+                hint=f"it has {there}",
             )

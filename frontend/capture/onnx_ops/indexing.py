@@ -6,7 +6,7 @@ from planish.frontend.capture.onnx_ops.pointwise import cast
 from planish.frontend.capture.onnx_ops.registry import At, Known, NeedsValue, Result, Value, known, onnx_op
 from planish.ir.namespace import aten
 from planish.ir.node import Node
-from planish.ir.types import Size, equal, i64, product, size
+from planish.ir.types import Size, i64, product, size
 
 _REDUCE = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
@@ -74,7 +74,9 @@ def gather_nd(x: Node, index: Node, *, batch_dims: int = 0, at: At) -> Result:
 
 
 @onnx_op("ScatterElements", "Scatter")
-def scatter_elements(x: Node, index: Value, updates: Node, *, axis: int = 0, reduction: str = "none", at: At) -> Result:
+def scatter_elements(
+    x: Node, index: Value, updates: Node, *, axis: int = 0, reduction: str = "none", at: At
+) -> Result:
     """Elements written along an axis"""
     axis %= x.rank
     places = _wrapped(index, x.shape[axis], at)
@@ -144,10 +146,7 @@ def reverse_sequence(x: Node, lengths: Node, *, batch_axis: int = 1, time_axis: 
     return aten.gather(x, time_axis, aten.expand(places, x.shape))
 
 
-def _dependent(name: str) -> None:
-    @onnx_op(name)
-    def apply(*xs: Value, at: At, **_: object) -> Result:
-        raise NeedsValue("PL143", "the shape of its result depends on data", where=at.where)
-
-
-__all__ = ["NeedsValue", "equal", "pick", "wrap"]
+@onnx_op("NonZero", "Unique", "NonMaxSuppression")
+def data_dependent(*xs: Value, at: At, **_: object) -> Result:
+    """Refused: how many results there are is seen only when the model runs"""
+    raise NeedsValue("PL143", "the shape of its result depends on data", where=at.where)

@@ -51,7 +51,7 @@ def read_tensor(tensor: Any, name: str, weights: Weights, folder: Path | None = 
     dtype = _PACKED.get(tensor.dtype.name) or dtype_of(int(tensor.dtype), f"tensor {name!r}")
     shape = tuple(_whole(s, name) for s in tensor.shape.dims)
     kind = TensorType(dtype, shape)
-    count = int(kind.numel)  # type: ignore[arg-type]
+    count = int(kind.numel)
     if isinstance(tensor, onnx_ir.ExternalTensor):
         load = _external(tensor, name, kind, folder)
     else:
@@ -87,7 +87,7 @@ def _inline(tensor: Any, name: str, kind: TensorType) -> torch.Tensor:
         array = tensor.numpy()
     except Exception as error:
         raise CaptureError("PL141", f"its data cannot be read: {error}", where=f"tensor {name!r}") from None
-    if array.size != int(kind.numel):  # type: ignore[arg-type]
+    if array.size != int(kind.numel):
         raise CaptureError(
             "PL141", f"it has {array.size} elements, {kind} needs {kind.numel}", where=f"tensor {name!r}"
         )
@@ -114,7 +114,7 @@ def _external(tensor: onnx_ir.ExternalTensor, name: str, kind: TensorType, folde
         )  # fmt: skip
     offset = int(tensor.offset or 0)
     packed = tensor.dtype.name in _PACKED
-    needed = (int(kind.numel) + 1) // 2 if packed else int(kind.nbytes)  # type: ignore[arg-type]
+    needed = (int(kind.numel) + 1) // 2 if packed else int(kind.nbytes)
     length = needed if tensor.length is None else int(tensor.length)
     path = resolve_external(folder, str(tensor.location), offset, length)
     if length != needed:
@@ -139,5 +139,7 @@ def _mapped(path: Path, offset: int, kind: TensorType, packed: bool) -> torch.Te
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the mapping is read-only, and nothing writes to weights
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # the mapping is read-only, and nothing writes to weights
         return torch.frombuffer(data, dtype=TORCH_DTYPES[kind.dtype.name], count=count).reshape(shape)

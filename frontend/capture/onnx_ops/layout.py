@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from planish.frontend.capture.onnx_ops.indexing import pick
-from planish.frontend.capture.onnx_ops.initializers import read_tensor
 from planish.frontend.capture.onnx_ops.pointwise import cast
-from planish.frontend.capture.onnx_ops.registry import At, Known, Operand, Result, Size, Sizes, Value, known, onnx_op
-from planish.frontend.capture.onnx_ops.values import full_like_items
+from planish.frontend.capture.onnx_ops.registry import (
+    At,
+    Known,
+    Operand,
+    Result,
+    Size,
+    Sizes,
+    Value,
+    known,
+    onnx_op,
+)
 from planish.ir import types
 from planish.ir.namespace import aten
 from planish.ir.node import Node
 from planish.ir.shapes import broadcast
-from planish.ir.types import at_least, boolean, equal, f32, i64, product, size
+from planish.ir.types import at_least, equal, f32, i64, product, size
 
 
 @onnx_op("Constant")
@@ -37,7 +46,7 @@ def constant(
     for dtype, given in ((f32, value_float), (f32, value_floats), (i64, value_int), (i64, value_ints)):
         if given is not None:
             return known(dtype, given)
-    at.refuse("it has no value", "PL141")
+    return at.refuse("it has no value", "PL141")
 
 
 @onnx_op("ConstantOfShape")
@@ -46,7 +55,9 @@ def constant_of_shape(shape: Sizes, *, value: Any = None, at: At) -> Result:
     if value is None:
         return aten.full(shape, 0.0, f32)
     filling = at.read(value)
-    at.need(isinstance(filling, Known) and len(filling.items) == 1, "the value must hold one element", "PL141")
+    at.need(
+        isinstance(filling, Known) and len(filling.items) == 1, "the value must hold one element", "PL141"
+    )
     return aten.full(shape, filling.items[0], filling.dtype)  # type: ignore[union-attr]
 
 
@@ -84,7 +95,9 @@ def flatten(x: Node, *, axis: int = 1) -> Result:
 def squeeze(x: Node, axes: Sizes | None = None, *, at: At) -> Result:
     """Axes of size one removed"""
     if axes is None:
-        at.need(all(isinstance(s, int) or at_least(s, 2) for s in x.shape), "which axes have size one is dynamic")
+        at.need(
+            all(isinstance(s, int) or at_least(s, 2) for s in x.shape), "which axes have size one is dynamic"
+        )
         gone = {i for i, s in enumerate(x.shape) if equal(s, 1)}
     else:
         gone = {int(a) % max(x.rank, 1) for a in axes}
@@ -132,10 +145,14 @@ def concat(*xs: Node, axis: int) -> Result:
 
 
 @onnx_op("Split")
-def split(x: Node, parts: Sizes | None = None, *, axis: int = 0, num_outputs: int | None = None, at: At) -> Result:
+def split(
+    x: Node, parts: Sizes | None = None, *, axis: int = 0, num_outputs: int | None = None, at: At
+) -> Result:
     """Pieces along an axis"""
     axis %= x.rank
-    return tuple(aten.slice(x, axis, a, b) for a, b in pieces(x, parts, axis, num_outputs or len(at.node.outputs), at))
+    return tuple(
+        aten.slice(x, axis, a, b) for a, b in pieces(x, parts, axis, num_outputs or len(at.node.outputs), at)
+    )
 
 
 def pieces(x: Node, parts: Sizes | None, axis: int, count: int, at: At) -> list[tuple[Size, Size]]:
@@ -144,7 +161,7 @@ def pieces(x: Node, parts: Sizes | None, axis: int, count: int, at: At) -> list[
     if parts is None:
         if isinstance(length, int):
             each: Size = -(-length // count)
-            parts = tuple(max(0, min(each, length - i * each)) for i in range(count))  # type: ignore[type-var,operator]
+            parts = tuple(max(0, min(each, length - i * each)) for i in range(count))
         else:
             each = types.floor_div(length, count)
             at.need(equal(size(each * count), length), f"{length} does not split evenly into {count}")
@@ -154,7 +171,7 @@ def pieces(x: Node, parts: Sizes | None, axis: int, count: int, at: At) -> list[
         ends.append(size(ends[-1] + part))
     at.need(equal(ends[-1], length) or not isinstance(ends[-1], int) or not isinstance(length, int),
             f"pieces of {ends[-1]} in all do not fill {length}", "PL141")  # fmt: skip
-    return list(zip(ends, ends[1:], strict=False))
+    return list(itertools.pairwise(ends))
 
 
 @onnx_op("Slice")
@@ -187,7 +204,13 @@ def _backwards(x: Node, axis: int, start: Size, end: Size) -> tuple[Node, Size, 
 
 @onnx_op("Pad")
 def pad(
-    x: Node, pads: Sizes, value: Operand | None = None, axes: Sizes | None = None, *, mode: str = "constant", at: At
+    x: Node,
+    pads: Sizes,
+    value: Operand | None = None,
+    axes: Sizes | None = None,
+    *,
+    mode: str = "constant",
+    at: At,
 ) -> Result:
     """Elements added before and after each axis: a constant, or copies of the tensor's own"""
     places = [int(a) % x.rank for a in axes] if axes is not None else list(range(x.rank))
@@ -204,7 +227,9 @@ def pad(
     if not isinstance(value, Node):
         return aten.pad(x, flat, "constant", value if value is not None else 0.0 if x.dtype.is_float else 0)
     inside = aten.pad(aten.full(x.shape, 1.0, f32), flat, "constant", 0.0)
-    return aten.where(aten.gt(inside, 0.5), aten.pad(x, flat, "constant", 0.0 if x.dtype.is_float else 0), _scalar(value))
+    return aten.where(
+        aten.gt(inside, 0.5), aten.pad(x, flat, "constant", 0.0 if x.dtype.is_float else 0), _scalar(value)
+    )
 
 
 def _scalar(x: Node) -> Node:
@@ -234,7 +259,7 @@ def _mirrored(x: Node, axis: int, before: Size, after: Size, mode: str, at: At) 
 @onnx_op("DepthToSpace")
 def depth_to_space(x: Node, *, blocksize: int, mode: str = "DCR") -> Result:
     """Blocks of channels become squares of pixels"""
-    n, c, h, w = x.shape
+    n, _, h, w = x.shape
     b, rest = blocksize, types.floor_div(x.shape[1], blocksize**2)
     if mode == "DCR":
         x = aten.permute(aten.view(x, (n, b, b, rest, h, w)), (0, 3, 4, 1, 5, 2))
@@ -244,26 +269,29 @@ def depth_to_space(x: Node, *, blocksize: int, mode: str = "DCR") -> Result:
 
 
 @onnx_op("SpaceToDepth")
-def space_to_depth(x: Node, *, blocksize: int) -> Result:
+def space_to_depth(x: Node, *, blocksize: int, mode: str = "DCR") -> Result:
     """Squares of pixels become blocks of channels"""
     n, c, h, w = x.shape
     b = blocksize
     rows, columns = types.floor_div(h, b), types.floor_div(w, b)
-    x = aten.permute(aten.view(x, (n, c, rows, b, columns, b)), (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if mode == "DCR" else (0, 1, 3, 5, 2, 4)
+    x = aten.permute(aten.view(x, (n, c, rows, b, columns, b)), order)
     return aten.view(x, (n, size(c * b * b), rows, columns))
 
 
 @onnx_op("Range")
 def arange(start: Value, limit: Value, delta: Value, *, at: At) -> Result:
     """An arithmetic progression"""
-    ends = [at.sizes(v, f"the input {n!r}")[0] for v, n in ((start, "start"), (limit, "limit"), (delta, "delta"))]
+    ends = [
+        at.sizes(v, f"the input {n!r}")[0] for v, n in ((start, "start"), (limit, "limit"), (delta, "delta"))
+    ]
     kind = start.dtype  # type: ignore[union-attr]
     at.need(not any(isinstance(v, float) for v in ends) or all(isinstance(v, (int, float)) for v in ends),
             "a fractional range of a dynamic length")  # fmt: skip
     if kind.is_float and kind is not types.f64:
-        count = types.size(aten.arange(*(float(v) for v in ends), kind).shape[0])  # type: ignore[arg-type]
+        count = types.size(aten.arange(*(float(v) for v in ends), kind).shape[0])
         steps = aten.to(aten.arange(0, count), kind)
-        return aten.add(aten.mul(steps, float(ends[2])), float(ends[0]))  # type: ignore[arg-type]
+        return aten.add(aten.mul(steps, float(ends[2])), float(ends[0]))
     return aten.arange(*ends, kind)
 
 
@@ -293,6 +321,3 @@ def one_hot(index: Node, depth: Size, values: Node, *, axis: int = -1) -> Result
     apart = aten.view(where, (*index.shape[:axis], 1, *index.shape[axis:]))
     places = aten.view(aten.arange(0, depth), tuple(depth if i == axis else 1 for i in range(rank)))
     return aten.where(aten.eq(apart, places), on, off)
-
-
-__all__ = ["boolean", "full_like_items", "pieces", "resolved"]

@@ -24,12 +24,26 @@ def matmul(a: Node, b: Node) -> Result:
 
 @onnx_op("Gemm")
 def gemm(
-    a: Node, b: Node, c: Operand | None = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0
+    a: Node,
+    b: Node,
+    c: Operand | None = None,
+    *,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
 ) -> Result:
     """alpha * A @ B + beta * C"""
     a = transposed(a) if transA else a
     plain = alpha == 1.0 and a.dtype.is_float
-    if transB and plain and beta == 1.0 and isinstance(c, Node) and c.rank == 1 and equal(c.shape[0], b.shape[0]):
+    if (
+        transB
+        and plain
+        and beta == 1.0
+        and isinstance(c, Node)
+        and c.rank == 1
+        and equal(c.shape[0], b.shape[0])
+    ):
         return aten.linear(a, b, c)
     if transB and plain:
         result = aten.linear(a, b)

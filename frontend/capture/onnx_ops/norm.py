@@ -6,7 +6,7 @@ from planish.frontend.capture.onnx_ops.pointwise import cast
 from planish.frontend.capture.onnx_ops.registry import At, Result, onnx_op
 from planish.ir.namespace import aten
 from planish.ir.node import Node
-from planish.ir.types import equal, f32, floor_div
+from planish.ir.types import equal, floor_div
 
 
 @onnx_op("BatchNormalization")
@@ -27,12 +27,21 @@ def _stashed(x: Node, stash_type: int, at: At) -> Node:
 
 @onnx_op("LayerNormalization")
 def layer_norm(
-    x: Node, scale: Node, bias: Node | None = None, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1, at: At
+    x: Node,
+    scale: Node,
+    bias: Node | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-5,
+    stash_type: int = 1,
+    at: At,
 ) -> Result:
     """Normalisation over the last axes, with mean and inverse deviation as further results"""
     axis %= x.rank
     shape = x.shape[axis:]
-    result = aten.layer_norm(x, shape, _fitted(scale, shape), None if bias is None else _fitted(bias, shape), epsilon)
+    result = aten.layer_norm(
+        x, shape, _fitted(scale, shape), None if bias is None else _fitted(bias, shape), epsilon
+    )
     if not at.wants(1) and not at.wants(2):
         return result
     dims, wide = tuple(range(axis, x.rank)), _stashed(x, stash_type, at)
@@ -46,7 +55,9 @@ def _fitted(weight: Node, shape: tuple[object, ...]) -> Node:
 
 
 @onnx_op("RMSNormalization")
-def rms_norm(x: Node, scale: Node, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1, at: At) -> Result:
+def rms_norm(
+    x: Node, scale: Node, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1, at: At
+) -> Result:
     """x / sqrt(mean(x*x) + epsilon) * scale over the last axes"""
     axis %= x.rank
     shape = x.shape[axis:]
@@ -65,7 +76,8 @@ def group_norm(
     if at.opset < 21 and not equal(scale.shape[0], channels):
         each = floor_div(channels, num_groups)
         scale, bias = (
-            aten.view(aten.expand(aten.view(p, (num_groups, 1)), (num_groups, each)), (channels,)) for p in (scale, bias)
+            aten.view(aten.expand(aten.view(p, (num_groups, 1)), (num_groups, each)), (channels,))
+            for p in (scale, bias)
         )
     return aten.group_norm(x, num_groups, cast(scale, x.dtype), cast(bias, x.dtype), epsilon)
 
@@ -110,6 +122,3 @@ def lp_norm(x: Node, *, axis: int = -1, p: int = 2) -> Result:
     else:
         norm = aten.sqrt(aten.sum(aten.mul(x, x), (axis,), True))
     return aten.where(aten.eq(norm, 0.0), 0.0, aten.div(x, aten.where(aten.eq(norm, 0.0), 1.0, norm)))
-
-
-__all__ = ["f32"]

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from planish.frontend.capture.onnx_ops.registry import At, Known, Operand, Result, Value, onnx_op, truthy
+from planish.frontend.capture.onnx_ops.registry import (
+    At,
+    Known,
+    Operand,
+    Result,
+    Value,
+    convert,
+    onnx_op,
+    truthy,
+)
 from planish.ir.namespace import aten
 from planish.ir.node import Node
 from planish.ir.types import DTYPES, DType, boolean, f32, f64, i64
@@ -157,7 +166,9 @@ def bit_shift(a: Node, b: Node, *, direction: str) -> Result:
         shifted, gone = aten.bitwise_left_shift(x, count), aten.full((), 0, i64)
     elif kind.name == "u64":
         half = aten.bitwise_and(aten.bitwise_right_shift(x, 1), 2**63 - 1)
-        shifted = aten.where(aten.eq(count, 0), x, aten.bitwise_right_shift(half, aten.clamp(aten.sub(count, 1), 0)))
+        shifted = aten.where(
+            aten.eq(count, 0), x, aten.bitwise_right_shift(half, aten.clamp(aten.sub(count, 1), 0))
+        )
         gone = aten.full((), 0, i64)
     else:
         shifted = aten.bitwise_right_shift(x, count)
@@ -172,8 +183,8 @@ def _unary(name: str, f: Callable[[Node], Node]) -> None:
 
 
 for _name in (
-    "Exp", "Log", "Sqrt", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Tanh", "Asin", "Acos", "Atan", "Asinh", "Acosh", "Atanh",
-    "Erf", "Sigmoid", "Mish", "HardSwish", "Floor", "Ceil", "Round", "Reciprocal", "Relu",
+    "Exp", "Log", "Sqrt", "Sin", "Cos", "Tan", "Sinh", "Cosh", "Tanh", "Asin", "Acos", "Atan", "Asinh", "Acosh",
+    "Atanh", "Erf", "Sigmoid", "Mish", "HardSwish", "Floor", "Ceil", "Round", "Reciprocal", "Relu",
 ):  # fmt: skip
     _unary(_name, getattr(aten, _name.lower()))
 
@@ -312,9 +323,12 @@ def hardmax(x: Node, *, axis: int = -1) -> Result:
 
 
 @onnx_op("Where")
-def where(condition: Node, a: Operand, b: Operand) -> Result:
+def where(condition: Node, a: Value, b: Value, *, at: At) -> Result:
     """a where the condition holds, else b"""
-    return aten.where(condition, a, b)
+    first, second = (convert(at, v, "Operand", "a choice") for v in (a, b))
+    if not isinstance(first, Node) and not isinstance(second, Node):
+        first = at.node_of(a)
+    return aten.where(condition, first, second)
 
 
 @onnx_op("Cast")
@@ -348,5 +362,7 @@ def dropout(
         zero = isinstance(ratio, Known) and ratio.items[0] == 0.0
         if truthy(training) is None and not zero:
             at.unknown(training, "the input 'training_mode'")
+        if isinstance(ratio, Node):
+            at.unknown(ratio, "the input 'ratio'")
         at.need(zero, "dropout in training mode is random")
     return (x, aten.full(x.shape, True, boolean))[: max(1, at.outputs)] if at.wants(1) else x

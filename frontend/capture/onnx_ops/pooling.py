@@ -8,7 +8,7 @@ from planish.frontend.capture.onnx_ops.registry import At, Result, Size, Sizes, 
 from planish.ir import types
 from planish.ir.namespace import aten
 from planish.ir.node import Node
-from planish.ir.types import equal, f32, i64, product, size
+from planish.ir.types import f32, i64, product, size
 
 
 def counts(x: Node, kernel: Ints, strides: Ints, dilations: Ints, pads: Pads, ceil: bool) -> tuple[Size, ...]:
@@ -50,7 +50,11 @@ def windows(x: Node, kernel: Ints, strides: Ints, dilations: Ints) -> Node:
         x = aten.index(x, (*[None] * axis, places))
         found.append(count)
     start = len(outer)
-    order = [*range(start), *(start + 2 * i for i in range(spatial)), *(start + 2 * i + 1 for i in range(spatial))]
+    order = [
+        *range(start),
+        *(start + 2 * i for i in range(spatial)),
+        *(start + 2 * i + 1 for i in range(spatial)),
+    ]
     return aten.view(aten.permute(x, order), (*outer, *found, product(kernel)))
 
 
@@ -84,12 +88,16 @@ def max_pool(
     order = range(spatial) if not storage_order else reversed(range(spatial))
     places = aten.full(x.shape[2:], 0, i64)
     for i in order:
-        line = aten.view(aten.arange(0, x.shape[2 + i]), tuple(x.shape[2 + i] if j == i else 1 for j in range(spatial)))
+        line = aten.view(
+            aten.arange(0, x.shape[2 + i]), tuple(x.shape[2 + i] if j == i else 1 for j in range(spatial))
+        )
         places = aten.add(aten.mul(places, x.shape[2 + i]), line)
     spread = windows(padded(values, extent, lowest(values.dtype)), kernel_shape, strides, dilations)
     best = aten.argmax(spread, spread.rank - 1, True)
     where = windows(padded(places, extent), kernel_shape, strides, dilations)
-    index = aten.gather(aten.expand(aten.view(where, (1, 1, *where.shape)), spread.shape), spread.rank - 1, best)
+    index = aten.gather(
+        aten.expand(aten.view(where, (1, 1, *where.shape)), spread.shape), spread.rank - 1, best
+    )
     n, c = x.shape[:2]
     planes = aten.view(aten.arange(0, size(n * c)), (n, c, *[1] * spatial))
     index = aten.add(aten.view(index, largest.shape), aten.mul(planes, product(x.shape[2:])))
@@ -109,7 +117,12 @@ def average_pool(
     even = symmetric(around)
     pool = getattr(aten, f"avg_pool{spatial}d")
     dense = all(d == 1 for d in dilations)
-    if dense and not ceil_mode and even is not None and all(p <= k // 2 for p, k in zip(even, kernel_shape, strict=True)):
+    if (
+        dense
+        and not ceil_mode
+        and even is not None
+        and all(p <= k // 2 for p, k in zip(even, kernel_shape, strict=True))
+    ):
         return pool(x, kernel_shape, strides, even, False, bool(count_include_pad))
     extent = exact_pads(x, kernel_shape, strides, dilations, around, bool(ceil_mode))
     inside = aten.full((1, 1, *x.shape[2:]), 1.0, x.dtype)
@@ -161,7 +174,14 @@ def global_lp_pool(x: Node, *, p: int = 2) -> Result:
 
 @onnx_op("MaxUnpool")
 def max_unpool(
-    x: Node, index: Node, shape: Sizes | None = None, *, kernel_shape: Ints, pads: Ints = (), strides: Ints = (), at: At
+    x: Node,
+    index: Node,
+    shape: Sizes | None = None,
+    *,
+    kernel_shape: Ints,
+    pads: Ints = (),
+    strides: Ints = (),
+    at: At,
 ) -> Result:
     """Elements put back to where they were the largest"""
     spatial = len(kernel_shape)
@@ -187,6 +207,3 @@ def max_unpool(
             places = aten.add(aten.mul(places, extent), part)
     empty = aten.full((product(want),), 0.0, x.dtype)
     return aten.view(aten.scatter(empty, 0, places, aten.view(x, (product(x.shape),))), want)
-
-
-__all__ = ["counts", "equal", "exact_pads", "windows"]

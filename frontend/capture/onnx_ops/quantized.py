@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from planish.frontend.capture.onnx_ops.convolution import Ints, convolve, padded, paddings, window
+from planish.frontend.capture.onnx_ops.convolution import Ints, convolve
 from planish.frontend.capture.onnx_ops.pointwise import cast
 from planish.frontend.capture.onnx_ops.reduction import highest, lowest
-from planish.frontend.capture.onnx_ops.registry import At, Known, Result, Value, onnx_op
+from planish.frontend.capture.onnx_ops.registry import At, Result, onnx_op
 from planish.ir.namespace import aten, planish
 from planish.ir.node import Node
 from planish.ir.types import DType, equal, f32, f64, floor_div, i32, size, u8
@@ -59,7 +59,14 @@ def quantize_linear(
 
 @onnx_op("DequantizeLinear")
 def dequantize_linear(
-    x: Node, scale: Node, zero: Node | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0, at: At
+    x: Node,
+    scale: Node,
+    zero: Node | None = None,
+    *,
+    axis: int = 1,
+    block_size: int = 0,
+    output_dtype: int = 0,
+    at: At,
 ) -> Result:
     """scale * (codes - zero)"""
     kind = at.dtype(output_dtype) if output_dtype else scale.dtype
@@ -155,7 +162,10 @@ def conv_integer(
     dilations: Ints = (), group: int = 1, kernel_shape: Ints = (), pads: Ints = (), strides: Ints = (), at: At,
 ) -> Result:  # fmt: skip
     """A convolution of codes in 32-bit integers"""
-    return aten.to(_convolved(x, w, x_zero, w_zero, None, at, auto_pad, dilations, group, kernel_shape, pads, strides), i32)
+    return aten.to(
+        _convolved(x, w, x_zero, w_zero, None, at, auto_pad, dilations, group, kernel_shape, pads, strides),
+        i32,
+    )
 
 
 @onnx_op("QLinearConv")
@@ -173,6 +183,3 @@ def qlinear_conv(
         factor = aten.view(factor, ())
     y_scale = aten.view(y_scale, ())
     return quantized(aten.mul(aten.to(total, f32), factor), y_scale, aten.view(y_zero, ()), y_zero.dtype)
-
-
-__all__ = ["Known", "Value", "padded", "paddings", "quantized", "spread", "window"]

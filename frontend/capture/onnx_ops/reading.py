@@ -28,7 +28,7 @@ class Read:
 
 
 def read_model(model: onnx.ModelProto | str | os.PathLike[str]) -> Read:
-    """Read a model; raises ``CaptureError`` PL140 for a file that is not one, PL146 for an opset without a converter."""
+    """Read a model; raises ``CaptureError`` PL140 if it is none, PL146 for an opset without a converter."""
     if isinstance(model, onnx.ModelProto):
         return _read(model, None, model.graph.name or "the model", b"")
     path = Path(model)
@@ -73,14 +73,26 @@ def _converted(proto: onnx.ModelProto, where: str) -> onnx.ModelProto:
         )  # fmt: skip
     if version == 0 or version >= OLDEST:
         return proto
+    reason = "the converter changes the model's inputs"
     try:
-        return onnx.version_converter.convert_version(proto, OLDEST)
+        converted = onnx.version_converter.convert_version(proto, OLDEST)
+        if _interface(converted) == _interface(proto):
+            return converted
     except Exception as error:
-        raise CaptureError(
-            "PL146", f"opset {version} cannot be converted to {OLDEST}: {_first_line(error)}", where=where,
-            hint="export the model with opset 13 or later",
-        ) from None  # fmt: skip
+        reason = _first_line(error)
+    raise CaptureError(
+        "PL146", f"opset {version} cannot be converted to {OLDEST}: {reason}", where=where,
+        hint="export the model with opset 13 or later",
+    )  # fmt: skip
+
+
+def _interface(proto: onnx.ModelProto) -> list[tuple[str, bytes]]:
+    """Names and types of the inputs that are not initializers."""
+    known = {t.name for t in proto.graph.initializer}
+    return [(v.name, v.type.SerializeToString()) for v in proto.graph.input if v.name not in known]
 
 
 def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[
+        :300
+    ]

@@ -83,7 +83,9 @@ def _is_standard(layer: Layer) -> bool:
     usual = layer.activations == _DEFAULTS[layer.kind] * count
     if layer.kind == "RNN":
         usual = len(set(layer.activations)) == 1 and layer.activations[0] in ("Tanh", "Relu")
-    plain = layer.lengths is None and layer.peepholes is None and layer.clip is None and not layer.input_forget
+    plain = (
+        layer.lengths is None and layer.peepholes is None and layer.clip is None and not layer.input_forget
+    )
     return usual and plain and (layer.kind != "GRU" or layer.linear_before_reset)
 
 
@@ -150,7 +152,7 @@ def _activation(name: str, alphas: list[float], betas: list[float], at: At) -> A
     if key == "elu":
         a = alpha(1.0)
         return lambda v: aten.elu(v, a)
-    at.refuse(f"the activation {name!r} is not supported")
+    return at.refuse(f"the activation {name!r} is not supported")
 
 
 def _written_out(layer: Layer, at: At) -> list[Node]:
@@ -158,7 +160,9 @@ def _written_out(layer: Layer, at: At) -> list[Node]:
     steps, batch = layer.x.shape[:2]
     if not isinstance(steps, int):
         at.refuse(f"this variant of {layer.kind} is written out, and its length {steps} is dynamic")
-    at.need(1 <= steps <= UNROLL_LIMIT, f"{steps} steps of a variant that is written out; at most {UNROLL_LIMIT}")
+    at.need(
+        1 <= steps <= UNROLL_LIMIT, f"{steps} steps of a variant that is written out; at most {UNROLL_LIMIT}"
+    )
     per, alphas, betas = len(_DEFAULTS[layer.kind]), list(layer.alphas), list(layer.betas)
     outputs, states = [], []
     for i in range(layer.w.shape[0]):
@@ -172,7 +176,8 @@ def _written_out(layer: Layer, at: At) -> list[Node]:
         aten.cat([aten.view(o[t], (1, 1, batch, layer.hidden)) for o in outputs], 1) for t in range(steps)
     ]
     finals = [
-        aten.cat([aten.view(s[k], (1, batch, layer.hidden)) for s in states], 0) for k in range(len(states[0]))
+        aten.cat([aten.view(s[k], (1, batch, layer.hidden)) for s in states], 0)
+        for k in range(len(states[0]))
     ]
     return [aten.cat(stacked, 0), *finals]
 
@@ -267,7 +272,8 @@ def gru(
 ) -> Result:  # fmt: skip
     """Gated recurrent unit"""
     given = {"activation_alpha": activation_alpha, "activation_beta": activation_beta, "activations": activations,
-             "clip": clip, "direction": direction, "layout": layout, "linear_before_reset": linear_before_reset}  # fmt: skip
+             "clip": clip, "direction": direction, "layout": layout,
+             "linear_before_reset": linear_before_reset}  # fmt: skip
     return _layer(at, "GRU", x, w, r, b, lengths, h, None, None, given)
 
 

@@ -57,7 +57,9 @@ def _extreme(largest: bool) -> Callable[..., Node]:
         if x.dtype is boolean:
             return (aten.any if largest else aten.all)(x, dims, keepdim)
         if any(equal(x.shape[d], 0) for d in dims):
-            return aten.full(_keep_shape(x, dims, keepdim), lowest(x.dtype) if largest else highest(x.dtype), x.dtype)
+            return aten.full(
+                _keep_shape(x, dims, keepdim), lowest(x.dtype) if largest else highest(x.dtype), x.dtype
+            )
         pick = aten.amax if largest else aten.amin
         return ordered(lambda y: pick(y, dims, keepdim), x)
 
@@ -115,7 +117,12 @@ _REDUCTIONS: dict[str, Callable[..., Node]] = {
 def _reduction(name: str, f: Callable[..., Node]) -> None:
     @onnx_op(name)
     def apply(
-        x: Node, dims: Sizes | None = None, *, axes: tuple[int, ...] = (), keepdims: int = 1, noop_with_empty_axes: int = 0
+        x: Node,
+        dims: Sizes | None = None,
+        *,
+        axes: tuple[int, ...] = (),
+        keepdims: int = 1,
+        noop_with_empty_axes: int = 0,
     ) -> Result:
         return f(x, reduced_axes(x, dims or axes, noop_with_empty_axes), bool(keepdims))
 

@@ -36,7 +36,7 @@ from planish.frontend.capture.onnx_ops.values import (
 )
 from planish.ir import types
 from planish.ir.eager import TORCH_DTYPES
-from planish.ir.node import Node, const
+from planish.ir.node import Node, const, topological
 from planish.ir.types import DType
 from planish.ir.weights import Weights, type_of
 
@@ -47,10 +47,14 @@ Result: TypeAlias = "Value | tuple[Value | None, ...]"
 
 
 class NeedsValue(CaptureError):
-    """An argument that must be known at capture is computed from data; ``inputs`` names the graph's input if it is one."""
+    """What must be known at capture is computed from data; ``inputs`` names the graph's inputs that it comes from."""
 
-    def __init__(self, code: str, message: str, *, inputs: tuple[str, ...] = (), where: str | None = None) -> None:
-        hint = "give the value: values={" + ", ".join(f"{n!r}: ..." for n in inputs) + "}" if inputs else None
+    def __init__(
+        self, code: str, message: str, *, inputs: tuple[str, ...] = (), where: str | None = None
+    ) -> None:
+        hint = None
+        if inputs and len(inputs) <= 5:
+            hint = "give the value to the capture: values={" + ", ".join(f"{n!r}: ..." for n in inputs) + "}"
         super().__init__(code, message, hint=hint, where=where)
         self.inputs = inputs
 
@@ -70,7 +74,9 @@ class At:
     @property
     def name(self) -> str:
         """The node's name, or the name of its first output."""
-        return self.prefix + (self.node.name or next((o.name for o in self.node.outputs if o.name), "") or "?")
+        return self.prefix + (
+            self.node.name or next((o.name for o in self.node.outputs if o.name), "") or "?"
+        )
 
     @property
     def where(self) -> str:
@@ -99,9 +105,9 @@ class At:
         """A value as a tensor."""
         if isinstance(value, Node):
             return value
-        if isinstance(value, Known):
-            return self._of_known(value)
-        self.refuse("a tensor is needed, but the value is a sequence, an optional or missing", "PL142")
+        if not isinstance(value, Known):
+            self.refuse("a tensor is needed, but the value is a sequence, an optional or missing", "PL142")
+        return self._of_known(value)
 
     def _of_known(self, value: Known) -> Node:
         if value.leaf is not None and value.leaf in self.weights:
@@ -111,7 +117,9 @@ class At:
             return short
         if not value.numeric:
             return symbolic_node(value)
-        return self.constant(torch.tensor(value.items, dtype=TORCH_DTYPES[value.dtype.name]).reshape(value.shape))
+        return self.constant(
+            torch.tensor(value.items, dtype=TORCH_DTYPES[value.dtype.name]).reshape(value.shape)
+        )
 
     def constant(self, tensor: torch.Tensor | np.ndarray[Any, Any], hint: str = "") -> Node:
         """A constant that this node brings along, named after it."""
@@ -136,18 +144,26 @@ class At:
 
     def sizes(self, value: Value | None, what: str) -> Sizes:
         """A value as a list of sizes; refuses what is computed from data."""
-        if isinstance(value, Known):
-            return tuple(int(v) if isinstance(v, (bool, float)) and v == int(v) else v for v in value.items)
-        self.unknown(value, what)
+        if not isinstance(value, Known):
+            self.unknown(value, what)
+        return tuple(
+            int(v) if isinstance(v, bool) or (isinstance(v, float) and v.is_integer()) else v
+            for v in value.items
+        )
 
-    def unknown(self, value: Any, what: str) -> NoReturn:
+    def unknown(self, value: Any, what: str, code: str = "PL143") -> NoReturn:
         """Refuse because ``what`` is computed from data."""
-        name = value.name if isinstance(value, Node) and value.op == "input" else ""
-        source = f"comes from the input {name!r}" if name else "is computed from data"
+        leaves = [n.name for n in topological([value]) if n.op == "input"] if isinstance(value, Node) else []
+        shown = ", ".join(map(repr, leaves[:5])) + (" and others" if len(leaves) > 5 else "")
+        if isinstance(value, Node) and value.op == "input":
+            source = f"comes from the input {shown}"
+        else:
+            source = f"is computed from the values of {shown}" if leaves else "is computed from data"
+        reason = "because the shape of a result depends on it" if code == "PL143" else "to follow its course"
         raise NeedsValue(
-            "PL143",
-            f"{what} {source}; it must be known at capture because the shape of a result depends on it",
-            inputs=(name,) if name else (),
+            code,
+            f"{what} {source}; it must be known at capture {reason}",
+            inputs=tuple(leaves),
             where=self.where,
         )
 
@@ -166,6 +182,7 @@ class Handler:
     variadic: str | None
     attributes: Mapping[str, Any]
     takes_place: bool
+    any_attribute: bool = False
 
     def call(self, at: At, inputs: list[Value | None], attributes: Mapping[str, Any]) -> Result:
         """Run the handler on values; refuses inputs and attributes that it does not take."""
@@ -186,11 +203,18 @@ class Handler:
                 at.need(value is not None, "an input is missing", "PL141")
                 given.append(convert(at, value, self.variadic, "an input"))
         else:
-            at.need(all(v is None for v in rest), f"takes {len(self.inputs)} inputs, got {len(inputs)}", "PL141")
+            at.need(
+                all(v is None for v in rest), f"takes {len(self.inputs)} inputs, got {len(inputs)}", "PL141"
+            )
         for name, value in attributes.items():
-            at.need(name in self.attributes, f"the attribute {name}={value!r} is not supported")
+            at.need(
+                name in self.attributes or self.any_attribute,
+                f"the attribute {name}={value!r} is not supported",
+            )
         for name, default in self.attributes.items():
-            at.need(name in attributes or default is not _REQUIRED, f"the attribute {name!r} is missing", "PL141")
+            at.need(
+                name in attributes or default is not _REQUIRED, f"the attribute {name!r} is missing", "PL141"
+            )
         extra = {"at": at} if self.takes_place else {}
         return self.function(*given, **attributes, **extra)
 
@@ -223,12 +247,14 @@ def onnx_op(*names: str) -> Callable[[Callable[..., Result]], Callable[..., Resu
         inputs: list[tuple[str, str, bool]] = []
         variadic: str | None = None
         attributes: dict[str, Any] = {}
-        takes_place = False
+        takes_place = any_attribute = False
         for parameter in inspect.signature(function).parameters.values():
             note = str(parameter.annotation)
             kind, _, optional = note.partition(" | ")
             if parameter.kind is parameter.VAR_POSITIONAL:
                 variadic = kind
+            elif parameter.kind is parameter.VAR_KEYWORD:
+                any_attribute = True
             elif parameter.kind is not parameter.KEYWORD_ONLY:
                 inputs.append((parameter.name, kind, optional == "None"))
             elif parameter.name == "at":
@@ -240,7 +266,9 @@ def onnx_op(*names: str) -> Callable[[Callable[..., Result]], Callable[..., Resu
         for name in names:
             if name in HANDLERS:
                 raise ValueError(f"two handlers for {name}")
-            HANDLERS[name] = Handler(name, function, tuple(inputs), variadic, attributes, takes_place)
+            HANDLERS[name] = Handler(
+                name, function, tuple(inputs), variadic, attributes, takes_place, any_attribute
+            )
         return function
 
     return register

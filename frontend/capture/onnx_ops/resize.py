@@ -60,13 +60,13 @@ def resize(
         at.refuse(f"{mode} resampling of {narrow} is not supported")
     for index, axis in enumerate(places):
         length, want, factor = x.shape[axis], target[axis], factors[axis]
-        ends = (float(region[index]), float(region[index + len(places)])) if region else (0.0, 1.0)  # type: ignore[arg-type]
+        ends = (float(region[index]), float(region[index + len(places)])) if region else (0.0, 1.0)
         if equal(length, want) and factor == 1.0 and ends == (0.0, 1.0):
             continue
         if not isinstance(length, int) or not isinstance(want, int) or factor is None:
             at.refuse(
-                f"{mode} resampling with {style.coordinates} coordinates from {length} to {want} elements is not supported"
-                " for dynamic sizes"
+                f"{mode} resampling with {style.coordinates} coordinates from {length} to {want} elements "
+                "is not supported for dynamic sizes"
             )
         x = _axis(x, axis, _taps(length, want, factor, style, ends), style, at)
     return cast(x, narrow)
@@ -82,7 +82,7 @@ def _target(
         given = at.sizes(scales, "the input 'scales'")
         at.need(len(given) == len(places), f"{len(given)} scales for {len(places)} axes", "PL141")
         for axis, each in zip(places, given, strict=True):
-            factor = float(each)  # type: ignore[arg-type]
+            factor = float(each)
             length = x.shape[axis]
             if isinstance(length, int):
                 target[axis], factors[axis] = math.floor(length * factor + 1e-9), factor
@@ -97,17 +97,19 @@ def _target(
     at.need(len(wanted) == len(places), f"{len(wanted)} sizes for {len(places)} axes", "PL141")
     if policy != "stretch":
         lengths = [x.shape[a] for a in places]
-        at.need(all(isinstance(v, int) for v in (*wanted, *lengths)), "a kept aspect ratio with dynamic sizes")
+        at.need(
+            all(isinstance(v, int) for v in (*wanted, *lengths)), "a kept aspect ratio with dynamic sizes"
+        )
         pick_one = min if policy == "not_larger" else max
-        ratio = pick_one(float(w) / float(n) for w, n in zip(wanted, lengths, strict=True))  # type: ignore[arg-type]
+        ratio = pick_one(float(w) / float(n) for w, n in zip(wanted, lengths, strict=True))
         for axis, n in zip(places, lengths, strict=True):
-            target[axis], factors[axis] = math.floor(ratio * int(n) + 0.5), ratio  # type: ignore[arg-type]
+            target[axis], factors[axis] = math.floor(ratio * int(n) + 0.5), ratio
         return target, factors
     for axis, want in zip(places, wanted, strict=True):
         length = x.shape[axis]
         target[axis] = want
         both = isinstance(want, int) and isinstance(length, int) and length
-        factors[axis] = int(want) / int(length) if both else (1.0 if equal(want, length) else None)  # type: ignore[arg-type]
+        factors[axis] = int(want) / int(length) if both else (1.0 if equal(want, length) else None)
     return target, factors
 
 
@@ -171,10 +173,14 @@ _NEAREST: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _taps(length: int, want: int, factor: float, style: Style, ends: tuple[float, float]) -> tuple[Array, Array, Array]:
+def _taps(
+    length: int, want: int, factor: float, style: Style, ends: tuple[float, float]
+) -> tuple[Array, Array, Array]:
     """For each element of the result: places in the input, their weights, and whether it lies outside of it."""
     at = _coordinates(length, want, factor, style, ends)
-    beyond = (at < 0) | (at > length - 1) if style.coordinates == "tf_crop_and_resize" else np.zeros(want, bool)
+    beyond = (
+        (at < 0) | (at > length - 1) if style.coordinates == "tf_crop_and_resize" else np.zeros(want, bool)
+    )
     if style.mode == "nearest":
         places = _NEAREST[style.nearest](at)[:, None]
         weights = np.ones_like(places)
@@ -208,7 +214,9 @@ def _axis(x: Node, axis: int, taps: tuple[Array, Array, Array], style: Style, at
     def number(values: Array, hint: str) -> Node:
         import torch
 
-        return at.constant(torch.from_numpy(np.ascontiguousarray(values)).to(TORCH_DTYPES[x.dtype.name]).reshape(shape), hint)
+        return at.constant(
+            torch.from_numpy(np.ascontiguousarray(values)).to(TORCH_DTYPES[x.dtype.name]).reshape(shape), hint
+        )
 
     total: Node | None = None
     for tap in range(places.shape[1]):
@@ -229,7 +237,9 @@ def _axis(x: Node, axis: int, taps: tuple[Array, Array, Array], style: Style, at
 @onnx_op("Upsample")
 def upsample(x: Node, scales: Value, *, mode: str = "nearest", at: At) -> Result:
     """The form of Resize before opset 10"""
-    return resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor", at=at)
+    return resize(
+        x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor", at=at
+    )
 
 
 @onnx_op("GridSample")
@@ -241,7 +251,9 @@ def grid_sample(
     paddings = {"zeros": 0, "border": 1, "reflection": 2}
     at.need(mode in modes and padding_mode in paddings, f"the mode {mode!r} with {padding_mode!r}")
     at.need(x.rank == 4, f"{x.rank - 2} spatial axes are not supported")
-    return aten.grid_sampler_2d(x, cast(grid, x.dtype), modes[mode], paddings[padding_mode], bool(align_corners))
+    return aten.grid_sampler_2d(
+        x, cast(grid, x.dtype), modes[mode], paddings[padding_mode], bool(align_corners)
+    )
 
 
 @onnx_op("AffineGrid")

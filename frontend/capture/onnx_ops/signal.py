@@ -8,12 +8,11 @@ import numpy as np
 import torch
 
 from planish.frontend.capture.onnx_ops.indexing import pick
-from planish.frontend.capture.onnx_ops.registry import At, Known, Result, Size, Sizes, Value, known, onnx_op
-from planish.ir import types
+from planish.frontend.capture.onnx_ops.registry import At, Result, Size, Sizes, onnx_op
 from planish.ir.eager import TORCH_DTYPES
 from planish.ir.namespace import aten
 from planish.ir.node import Node
-from planish.ir.types import DType, f32, floor_div, i64, product, size
+from planish.ir.types import floor_div, size
 
 Array = np.ndarray[Any, Any]
 
@@ -106,12 +105,16 @@ def mel_weight_matrix(
     """Weights that sum a spectrum into mel bands"""
     count, dft_length = _number(bins, "the number of bands", at), _number(length, "the length", at)
     spectrum = dft_length // 2 + 1
-    edges = np.array([float(low), float(high)])  # type: ignore[arg-type]
+    edges = np.array([float(low), float(high)])
     start, end = 2595 * np.log10(1 + edges / 700)
     points = np.arange(count + 2) * ((end - start) / (count + 2)) + start
     hertz = 700 * (10 ** (points / 2595) - 1)
-    places = (((dft_length + 1) * hertz) // float(rate)).astype(int)  # type: ignore[arg-type]
-    at.need(bool((places >= 0).all() and (places < spectrum + 1).all()), "the bands reach beyond the spectrum", "PL141")
+    places = (((dft_length + 1) * hertz) // float(rate)).astype(int)
+    at.need(
+        bool((places >= 0).all() and (places < spectrum + 1).all()),
+        "the bands reach beyond the spectrum",
+        "PL141",
+    )
     out = np.zeros((spectrum, count))
     for i, (left, centre, right) in enumerate(zip(places, places[1:], places[2:], strict=False)):
         if centre == left:
@@ -132,7 +135,11 @@ def col2im(
     spatial = len(block)
     sizes = [_number(s, "the image", at) for s in image]
     kernel = [_number(s, "the block", at) for s in block]
-    strides, dilations, pads = strides or (1,) * spatial, dilations or (1,) * spatial, pads or (0,) * 2 * spatial
+    strides, dilations, pads = (
+        strides or (1,) * spatial,
+        dilations or (1,) * spatial,
+        pads or (0,) * 2 * spatial,
+    )
     whole = [sizes[i] + pads[i] + pads[i + spatial] for i in range(spatial)]
     steps = [(whole[i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(spatial)]
     places = np.zeros((*kernel, *steps), dtype=np.int64)
@@ -159,7 +166,10 @@ def determinant(x: Node, *, at: At) -> Result:
     n = _number(x.shape[-1], "the size of the matrices", at)
     at.need(1 <= n <= 4, f"matrices of {n} rows are not supported; 1 to 4 are")
     cells = [
-        [aten.view(aten.slice(aten.slice(x, x.rank - 2, i, i + 1), x.rank - 1, j, j + 1), x.shape[:-2]) for j in range(n)]
+        [
+            aten.view(aten.slice(aten.slice(x, x.rank - 2, i, i + 1), x.rank - 1, j, j + 1), x.shape[:-2])
+            for j in range(n)
+        ]
         for i in range(n)
     ]
 
@@ -174,6 +184,3 @@ def determinant(x: Node, *, at: At) -> Result:
         return total
 
     return expanded(0, tuple(range(n)))
-
-
-__all__ = ["DType", "Known", "Value", "f32", "i64", "known", "product", "types"]

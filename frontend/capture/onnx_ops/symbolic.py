@@ -166,7 +166,7 @@ def _where(condition: Known, a: Known, b: Known) -> Known:
 @symbolic("Cast")
 def _cast(x: Known, to: int, saturate: int = 1, round_mode: str = "up") -> Known | None:
     dtype = FROM_ONNX.get(to)
-    if dtype is None or dtype.bits < 32 and dtype is not boolean:
+    if dtype is None or (dtype.bits < 32 and dtype is not boolean):
         return None
     return cast_known(x, dtype)
 
@@ -267,7 +267,9 @@ def _tile(x: Known, repeats: Known) -> Known | None:
 
 
 @symbolic("Slice")
-def _slice(x: Known, starts: Known, ends: Known, axes: Known | None = None, steps: Known | None = None) -> Known | None:
+def _slice(
+    x: Known, starts: Known, ends: Known, axes: Known | None = None, steps: Known | None = None
+) -> Known | None:
     parts = [starts, ends, *(p for p in (axes, steps) if p is not None)]
     if not all(p.numeric for p in parts):
         return None
@@ -304,7 +306,9 @@ def _constant_of_shape(shape: Known, value: Any = None) -> Known | None:
 
 
 def _fold(f: Callable[[Any, Any], Any]) -> Evaluate:
-    def apply(x: Known, axes: Known | None = None, keepdims: int = 1, noop_with_empty_axes: int = 0, **rest: Any) -> Known | None:
+    def apply(
+        x: Known, axes: Known | None = None, keepdims: int = 1, noop_with_empty_axes: int = 0, **rest: Any
+    ) -> Known | None:
         if x.dtype.is_float or rest:
             return None
         places = tuple(int(a) % max(x.rank, 1) for a in axes.items) if axes is not None else ()
@@ -357,7 +361,9 @@ def _scatter_nd(x: Known, index: Known, updates: Known, reduction: str = "none")
 
 
 @symbolic("Split")
-def split(x: Known, parts: Known | None = None, axis: int = 0, num_outputs: int | None = None, outputs: int = 1) -> Any:
+def split(
+    x: Known, parts: Known | None = None, axis: int = 0, num_outputs: int | None = None, outputs: int = 1
+) -> Any:
     """Pieces of a known array."""
     if parts is not None and not parts.numeric:
         return None

@@ -130,7 +130,7 @@ def full_like_items(value: Known) -> Node | None:
         return aten.full(value.shape, first, value.dtype)
     if value.rank == 1 and value.numeric and value.dtype.is_integer:
         step = items[1] - items[0]
-        if all(b - a == step for a, b in zip(items, items[1:], strict=False)):
+        if all(b - a == step for a, b in itertools.pairwise(items)):
             return aten.arange(items[0], items[-1] + (1 if step > 0 else -1), step, value.dtype)
     return None
 
@@ -142,7 +142,9 @@ def symbolic_node(value: Known) -> Node:
 
 
 def _same(a: Any, b: Any) -> bool:
-    return type(a) is type(b) and (a == b or (isinstance(a, float) and a != a and b != b)) and repr(a) == repr(b)
+    return (
+        type(a) is type(b) and (a == b or (isinstance(a, float) and a != a and b != b)) and repr(a) == repr(b)
+    )
 
 
 def sizes_text(sizes: Iterable[Size]) -> str:

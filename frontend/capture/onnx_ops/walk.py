@@ -8,13 +8,14 @@ from typing import Any
 
 import onnx_ir
 
-from planish.errors import CaptureError, PlanishError, UnsupportedOpError
+from planish.errors import CaptureError, PlanishError, ShapeError, UnsupportedOpError
 from planish.frontend.capture.onnx_ops import bodies
 from planish.frontend.capture.onnx_ops.initializers import FLOAT_LIMIT, Initializers
 from planish.frontend.capture.onnx_ops.registry import HANDLERS, At, Handler, from_tensor
 from planish.frontend.capture.onnx_ops.symbolic import evaluate, shape_of, size_of
 from planish.frontend.capture.onnx_ops.values import KNOWN_LIMIT, Items, Known, Value
-from planish.ir.node import Node, Origin, Program
+from planish.ir.node import Node, Origin, Program, topological
+from planish.ir.shapes import Mismatch
 from planish.ir.types import TensorType
 from planish.ir.weights import Weights
 
@@ -41,7 +42,11 @@ class Walk:
         opsets = {_domain(d): v for d, v in self.model.opset_imports.items()}
         for node in self._all_nodes():
             if not self._supported(node, opsets):
-                name = f"{_domain(node.domain)}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+                name = (
+                    f"{_domain(node.domain)}::{node.op_type}"
+                    if node.domain not in ("", "ai.onnx")
+                    else node.op_type
+                )
                 missing[name] += 1
                 first.setdefault(name, node.name or (node.outputs[0].name if node.outputs else "") or "?")
         if missing:
@@ -73,19 +78,29 @@ class Walk:
             self._node(node, scope)
 
     def _node(self, node: onnx_ir.Node, scope: Scope) -> None:
-        at = At(node, scope.opsets.get(_domain(node.domain), 0), self.weights, scope.prefix, self, scope, self._fresh)
+        at = At(
+            node,
+            scope.opsets.get(_domain(node.domain), 0),
+            self.weights,
+            scope.prefix,
+            self,
+            scope,
+            self._fresh,
+        )
         try:
             inputs = [self._read(v, at) for v in node.inputs]
             results = self._evaluate(at, inputs, attributes_of(at, scope))
         except PlanishError as error:
-            if error.where is None:
-                error.where = at.where
-            raise
+            raise _explained(error, at) from None
+        except Mismatch as problem:
+            raise _explained(ShapeError("PL310", str(problem)), at) from None
         except RecursionError:
             raise CaptureError("PL144", "it is nested too deeply", where=at.where) from None
         except Exception as error:
             raise CaptureError(
-                "PL148", f"the node cannot be captured: {type(error).__name__}: {str(error)[:300]}", where=at.where
+                "PL148",
+                f"the node cannot be captured: {type(error).__name__}: {str(error)[:300]}",
+                where=at.where,
             ) from error
         for output, result in zip(node.outputs, results, strict=False):
             self.env[output] = result
@@ -95,10 +110,14 @@ class Walk:
         if value is None or (value.name == "" and value not in self.env):
             return None
         if value not in self.env:
-            raise CaptureError("PL141", f"its input {value.name!r} is computed nowhere before it", where=at.where)
+            raise CaptureError(
+                "PL141", f"its input {value.name!r} is computed nowhere before it", where=at.where
+            )
         return self.env[value]
 
-    def _evaluate(self, at: At, inputs: list[Value | None], attributes: Attributes) -> tuple[Value | None, ...]:
+    def _evaluate(
+        self, at: At, inputs: list[Value | None], attributes: Attributes
+    ) -> tuple[Value | None, ...]:
         node, domain = at.node, _domain(at.node.domain)
         function = self.model.functions.get((node.domain, node.op_type, node.overload))
         if function is not None:
@@ -109,9 +128,7 @@ class Walk:
                 return early
         handler = handler_of(domain, node.op_type)
         if handler is not None:
-            at.need(
-                bool(inputs) or not handler.inputs or handler.inputs[0][2], "it has no inputs", "PL141"
-            )
+            at.need(bool(inputs) or not handler.inputs or handler.inputs[0][2], "it has no inputs", "PL141")
             folded = self._folded(handler, at, inputs, attributes)
             results = folded if folded is not None else _tuple(handler.call(at, inputs, attributes))
             if results[0] is not NotImplemented:
@@ -124,14 +141,18 @@ class Walk:
         found = dict(zip((v.name for v in function.outputs), results, strict=True))
         return tuple(found.get(name) for name in names)
 
-    def _early(self, at: At, inputs: list[Value | None], attributes: Attributes) -> tuple[Value | None, ...] | None:
+    def _early(
+        self, at: At, inputs: list[Value | None], attributes: Attributes
+    ) -> tuple[Value | None, ...] | None:
         """The results of shape arithmetic, or None if it is none."""
         name = at.node.op_type
         if name in ("Shape", "Size") and isinstance(inputs[0], (Node, Known)):
             return (shape_of(inputs[0], **attributes) if name == "Shape" else size_of(inputs[0]),)
         if not inputs or not all(v is None or isinstance(v, Known) for v in inputs) or inputs[0] is None:
             return None
-        result = evaluate(name, [v for v in inputs if v is None or isinstance(v, Known)], attributes, len(at.node.outputs))
+        result = evaluate(
+            name, [v for v in inputs if v is None or isinstance(v, Known)], attributes, len(at.node.outputs)
+        )
         return None if result is None else _tuple(result)
 
     def _folded(
@@ -142,25 +163,34 @@ class Walk:
             return None
         results = _tuple(handler.call(at, inputs, attributes))
         nodes = [r for r in results if isinstance(r, Node)]
-        if len(nodes) != len(results) or not all(_few(n.tensor) for n in nodes if isinstance(n.type, TensorType)):
+        if len(nodes) != len(results) or not all(
+            _few(n.tensor) for n in nodes if isinstance(n.type, TensorType)
+        ):
+            return results
+        if any(n.op == "input" for n in topological(nodes)):  # a branch reads what lies around it
             return results
         from planish.ir.run import run
 
-        computed = iter(run(Program("fold", (), tuple(nodes)), self.weights))
-        return tuple(from_tensor(next(computed)) for _ in results)
+        return tuple(from_tensor(t) for t in run(Program("fold", (), tuple(nodes)), self.weights))
 
     def call(
         self, function: onnx_ir.Function, inputs: list[Value | None], at: At, attributes: Attributes
     ) -> tuple[Value | None, ...]:
         """Evaluate a function's body on values."""
-        at.need(len(inputs) <= len(function.inputs), f"takes {len(function.inputs)} inputs, got {len(inputs)}", "PL141")
+        at.need(
+            len(inputs) <= len(function.inputs),
+            f"takes {len(function.inputs)} inputs, got {len(inputs)}",
+            "PL141",
+        )
         scope = at.scope.inner(at, {**_defaults(function), **attributes}, function.opset_imports)
         for index, parameter in enumerate(function.inputs):
             self.env[parameter] = inputs[index] if index < len(inputs) else None
         self.run(function, scope)
         return tuple(self.env.get(v) for v in function.outputs)
 
-    def subgraph(self, graph: onnx_ir.Graph, inputs: Iterable[Value | None], at: At) -> tuple[Value | None, ...]:
+    def subgraph(
+        self, graph: onnx_ir.Graph, inputs: Iterable[Value | None], at: At
+    ) -> tuple[Value | None, ...]:
         """Evaluate a branch or a loop's body once; it sees the values around it."""
         for parameter, value in zip(graph.inputs, inputs, strict=True):
             self.env[parameter] = value
@@ -183,15 +213,35 @@ class Walk:
 class Scope:
     """What a body sees: opsets, the attributes of the call, and the prefix of its names."""
 
-    def __init__(self, opsets: Mapping[str, int], attributes: Attributes | None = None, prefix: str = "", depth: int = 0) -> None:
+    def __init__(
+        self,
+        opsets: Mapping[str, int],
+        attributes: Attributes | None = None,
+        prefix: str = "",
+        depth: int = 0,
+    ) -> None:
         self.opsets, self.attributes, self.prefix, self.depth = opsets, attributes or {}, prefix, depth
 
     def inner(self, at: At, attributes: Attributes, opsets: Mapping[str, int] | None) -> Scope:
         """The scope of a body that a node calls."""
         if self.depth >= 50:
             raise CaptureError("PL144", "functions or branches are nested too deeply", where=at.where)
-        imports = self.opsets if opsets is None else {**self.opsets, **{_domain(d): v for d, v in opsets.items()}}
+        imports = (
+            self.opsets if opsets is None else {**self.opsets, **{_domain(d): v for d, v in opsets.items()}}
+        )
         return Scope(imports, attributes, f"{at.name}/", self.depth + 1)
+
+
+def _explained(error: PlanishError, at: At) -> PlanishError:
+    """The error with its place, and with what helps where sizes cannot be compared."""
+    if error.where is None:
+        error.where = at.where
+    if error.hint is None and isinstance(error, ShapeError) and "cannot be shown" in error.message:
+        error.hint = (
+            "say more of the dimensions: dims={'H': (2, 512)} gives a range, dims={'H': 64} a number, "
+            "dims={'H': '2*h'} another form"
+        )
+    return error
 
 
 def attributes_of(at: At, scope: Scope) -> dict[str, Any]:
@@ -199,8 +249,9 @@ def attributes_of(at: At, scope: Scope) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for name, attribute in at.node.attributes.items():
         if attribute.is_ref():
-            if attribute.ref_attr_name in scope.attributes:
-                out[name] = scope.attributes[attribute.ref_attr_name]
+            reference = attribute.ref_attr_name
+            if reference is not None and reference in scope.attributes:
+                out[name] = scope.attributes[reference]
             continue
         out[name] = _plain(attribute)
     return out

@@ -1,0 +1,3 @@
+"""``planish demo``."""
+def demo() -> None:
+    """later"""
