@@ -35,7 +35,8 @@ FOUND = {
     "ropes": ("planish.rope",),
 }
 COLUMNS = (
-    "model", "dynamic", "nodes", "text", "interpreter", "ORT", "recognised", "recognised, ORT", "left", "found", "seconds",
+    "model", "dynamic", "nodes", "text", "interpreter", "ORT", "recognised", "recognised, ORT", "left", "found",
+    "seconds",
 )  # fmt: skip
 
 
@@ -130,14 +131,14 @@ def report(rows: list[Row], columns: tuple[str, ...]) -> str:
     lines = [
         "# Captured architectures",
         "",
-        f"{passed} of {len(rows)} tiny random models pass ({versions}, onnxruntime {_version('onnxruntime')}). Made by"
-        " `make bench-coverage`.",
+        f"{passed} of {len(rows)} tiny random models pass ({versions}, onnxruntime {_version('onnxruntime')})."
+        " Made by `make bench-coverage`.",
         "",
-        "Numbers are the largest error at two sizes that capture did not see, relative to the largest value of an output"
-        f" of eager PyTorch; allowed are {parity.INTERPRETER_TOLERANCE:.0e} for the interpreter, and"
-        f" {parity.ORT_TOLERANCE:.0e} for ONNX Runtime in fp32. *text* says that the printed program reads back as the"
-        " same objects; *recognised* is the program after the pass `recognise`, *left* its number of operations, *found*"
-        " the larger ones among them.",
+        "Numbers are the largest error at two sizes that capture did not see, relative to the largest value of an"
+        f" output of eager PyTorch; allowed are {parity.INTERPRETER_TOLERANCE:.0e} for the interpreter and"
+        f" {parity.ORT_TOLERANCE:.0e} for ONNX Runtime in fp32. *text*: the printed program reads back as the same"
+        " objects. *recognised*: the program after the pass `recognise`, *left* its number of operations, *found* the"
+        " larger ones among them.",
         "",
         "| " + " | ".join(columns) + " |",
         "| " + " | ".join("---" for _ in columns) + " |",

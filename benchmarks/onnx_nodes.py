@@ -16,6 +16,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ class Outcome:
     reason: str = ""
 
 
+@lru_cache(maxsize=1)
 def cases() -> list[Any]:
     """All node cases of the installed onnx, in a fixed order."""
     from onnx.backend.test.case.node import collect_testcases

@@ -127,7 +127,7 @@ def rescaled(weights: Weights, heads: Heads, seed: int = 0) -> Weights:
 
     def factors(count: int) -> torch.Tensor:
         drawn = torch.rand(count, generator=generator, dtype=torch.float64)
-        return torch.exp(math.log(LOW) + drawn * (math.log(HIGH) - math.log(LOW)))
+        return torch.exp(math.log(LOW) + drawn * (math.log(HIGH) - math.log(LOW))).float()
 
     scale: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
     layers = sorted({n.rpartition(".self_attn.q_proj.weight")[0] for n in weights if n.endswith("self_attn.q_proj.weight")})
@@ -159,10 +159,9 @@ def _scaled(
         value: torch.Tensor = weights.tensor(name)
         if rows is None and columns is None:
             return value
-        exact = value.double()
         if rows is not None:
-            exact = exact * (rows if value.dim() == 1 else rows[:, None])
-        return (exact if columns is None else exact * columns).to(value.dtype)
+            value = value * (rows if value.dim() == 1 else rows[:, None])
+        return value if columns is None else value * columns
 
     return load
 

@@ -211,10 +211,9 @@ def _rank(row: Operation, given: Mapping[str, Any]) -> int:
 
 def load_all() -> None:
     """Fill the table (idempotent)."""
-    if not OPERATIONS:
-        from planish.ir import ops
+    from planish.ir import ops
 
-        ops.load()
+    ops.load()  # each family fills its rows when it is imported, which may have happened to some already
 
 
 __all__ = ["OPERATIONS", "Operation", "Parameter", "bind", "define", "load_all", "operation"]

@@ -83,7 +83,9 @@ def full(shape: Any, value: Any, dtype: torch.dtype) -> Tensor:
 
 
 def arange(start: Any, end: Any, step: Any, dtype: torch.dtype) -> Tensor:
-    """An arithmetic progression."""
+    """An arithmetic progression; empty where the end lies before the start."""
+    if (end - start) * step < 0:
+        return torch.empty(0, dtype=dtype)
     return torch.arange(start, end, step, dtype=dtype)
 
 

@@ -122,8 +122,13 @@ def _match(want: Any, have: Any, bound: Bindings, miss: list[Miss] | None, depth
 
 
 def _match_all(
-    wants: tuple[Any, ...], haves: tuple[Any, ...], bound: Bindings, miss: list[Miss] | None, depth: int, at: Node | None
-) -> Iterator[Bindings]:  # fmt: skip
+    wants: tuple[Any, ...],
+    haves: tuple[Any, ...],
+    bound: Bindings,
+    miss: list[Miss] | None,
+    depth: int,
+    at: Node | None,
+) -> Iterator[Bindings]:
     if not wants:
         yield bound
         return

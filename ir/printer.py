@@ -165,9 +165,7 @@ def print_module(module: Module) -> str:
     every = [p for q in module.programs for p in (*all_nested(q), q)]
     symbols = sorted({s for p in every for s in p.symbols}, key=lambda s: s.name)
     head = format_dims(tuple(symbols))
-    return (head + "\n\n" if head else "") + "\n\n".join(
-        _print_one(p, False) for p in dict.fromkeys(every)
-    )
+    return (head + "\n\n" if head else "") + "\n\n".join(_print_one(p, False) for p in dict.fromkeys(every))
 
 
 __all__ = [

@@ -13,6 +13,7 @@ from planish.ir.node import Node, Origin, Program, intern, map_operands
 from planish.ir.rule import Rule
 
 MAX_SWEEPS = 60
+MAX_STEPS = 1000
 
 NodeRule: TypeAlias = "Callable[[Node], Node | None]"
 """A rewrite that is not an equation between patterns: returns the replacement, or None."""
@@ -87,9 +88,7 @@ def _settle(
     node: Node, by_root: ByRoot, anywhere: list[tuple[str, NodeRule]], log: Log,
     origins: dict[Node, Origin],
 ) -> Node:  # fmt: skip
-    fired = True
-    while fired:
-        fired = False
+    for _ in range(MAX_STEPS):
         have = {operand.op for operand in node.operands}
         table = [(name, apply) for needs, name, apply in by_root.get(node.op, ()) if needs <= have]
         for name, apply in (*table, *anywhere) if anywhere else table:
@@ -99,9 +98,18 @@ def _settle(
             if after is not None and after is not node:
                 log.record(name, node, after)
                 _inherit(origins, node, after)
-                node, fired = after, True
+                node = after
                 break
-    return node
+        else:
+            return node
+    raise _endless(log, f"{MAX_STEPS} steps at one place")
+
+
+def _endless(log: Log, after: str) -> InternalError:
+    culprits = sorted({s.rule for s in log.steps[-20:]})
+    return InternalError(
+        "PL901", f"rewriting does not end after {after}; still firing: {', '.join(culprits)}"
+    )
 
 
 def _inherit(origins: dict[Node, Origin], before: Node, after: Node) -> None:
@@ -149,7 +157,4 @@ def rewrite(
         program = after
         if log.exhausted:
             return program
-    culprits = sorted({s.rule for s in log.steps[-20:]})
-    raise InternalError(
-        "PL901", f"rewriting does not end after {MAX_SWEEPS} sweeps; still firing: {', '.join(culprits)}"
-    )
+    raise _endless(log, f"{MAX_SWEEPS} sweeps")

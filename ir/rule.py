@@ -86,7 +86,9 @@ class Rule:
         values = {}
         for name, given in self.example.items():
             is_type = isinstance(given, str) and "[" in given
-            values[name] = input_leaf(name, parse_type(given)) if is_type else given() if callable(given) else given
+            values[name] = (
+                input_leaf(name, parse_type(given)) if is_type else given() if callable(given) else given
+            )
         left = self.left(**values)
         return left, self.apply(left)
 

@@ -74,5 +74,3 @@ def _with_nested(program: Program, changed: dict[Program, Program]) -> Program:
 def rewrite_all(program: Program, rules: Sequence[Rule | tuple[str, NodeRule]], log: Log) -> Program:
     """Rewrite a program and the programs nested in it until no rule fires."""
     return map_programs(program, lambda each: rewrite(each, rules, log))
-
-

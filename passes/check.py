@@ -72,7 +72,11 @@ def compare(before: Program, after: Program, weights: Weights, check: Check) -> 
 def hold(name: str, kind: Kind, found: Difference, check: Check) -> None:
     """Raise ``GuardError`` PL501 if a pass changed results by more than its kind allows."""
     allowed = {"exact": check.rounding, "close": check.tolerance, "lossy": float("inf")}[kind]
-    if found.equal or found.relative <= allowed < float("inf") or (kind == "lossy" and found.relative < allowed):
+    if (
+        found.equal
+        or found.relative <= allowed < float("inf")
+        or (kind == "lossy" and found.relative < allowed)
+    ):
         return
     raise GuardError(
         "PL501",

@@ -168,7 +168,13 @@ def _alternatives(hint: Any) -> list[Any]:
 
 
 def _described(choice: Any) -> str:
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", types.NoneType: "none"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        types.NoneType: "none",
+    }
     return names.get(choice) or repr(choice)
 
 

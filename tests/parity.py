@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -29,13 +29,13 @@ ORT_TOLERANCE = 1e-4
 """Largest error of ONNX Runtime in fp32 against eager PyTorch, relative to the largest value of an output."""
 
 
-@lru_cache(maxsize=4)
+@cache
 def model_of(name: str) -> nn.Module:
     """The model of a case."""
     return CASES[name].build()
 
 
-@lru_cache(maxsize=4)
+@cache
 def captured(name: str) -> Captured:
     """The model of a case as a program."""
     case = CASES[name]
@@ -82,7 +82,7 @@ def worst_error(case: ModelCase, program: Program, execute: Callable[[list[Tenso
     )
 
 
-@lru_cache(maxsize=4)
+@cache
 def recognised(name: str) -> Program:
     """The program of a case after the pass `recognise`."""
     whole = captured(name)

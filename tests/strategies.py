@@ -215,7 +215,9 @@ def programs(draw: Any, steps: int = 12, loops: bool = True) -> Program:
     return Program("main", tuple(inputs), outputs, states, builder.origins)
 
 
-def values_for(program: Program, seed: int = 0) -> tuple[Weights, list[torch.Tensor], dict[str, torch.Tensor]]:
+def values_for(
+    program: Program, seed: int = 0
+) -> tuple[Weights, list[torch.Tensor], dict[str, torch.Tensor]]:
     """Weights, inputs and states for a program; the sizes depend on the seed."""
     symbols = sorted(symbols_of(tuple(i.type for i in program.inputs)), key=str)
     binding = {s: min(s.high, max(s.low, 3 + seed + i)) for i, s in enumerate(symbols)}

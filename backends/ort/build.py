@@ -43,7 +43,9 @@ class Built:
         """Outputs by name from inputs by name, as numpy arrays."""
         missing = set(self.input_names) - set(feeds)
         if missing or len(feeds) != len(self.input_names):
-            raise ShapeError("PL323", f"the model takes {', '.join(self.input_names)}, got {', '.join(feeds)}")
+            raise ShapeError(
+                "PL323", f"the model takes {', '.join(self.input_names)}, got {', '.join(feeds)}"
+            )
         arrays = {n: np.ascontiguousarray(to_array(v, n, "ort")) for n, v in feeds.items()}
         arrays = {n: a.reshape(np.shape(feeds[n])) for n, a in arrays.items()}
         return self.session.run(arrays, self.output_names)
@@ -78,4 +80,4 @@ def build(lowered: Lowered, *, threads: int | None = None) -> Built:
 def _mapped(path: Path) -> dict[str, Array]:
     data = np.memmap(path, np.uint8, "r")
     table = read_table(lambda offset, length: data[offset : offset + length].tobytes(), data.nbytes)
-    return view_tensors(memoryview(data), table)
+    return view_tensors(data.data, table)

@@ -79,7 +79,9 @@ def _linear(node: Node) -> Choice | None:
             accuracy_level=4 if site.options.activation_bits == 8 else None,
         )  # fmt: skip
         if found.has_offset:
-            out = g.op("Add", out, g.contrib("FusedMatMul", _group_sums(g, row, found), layout.offset(), transB=1))
+            out = g.op(
+                "Add", out, g.contrib("FusedMatMul", _group_sums(g, row, found), layout.offset(), transB=1)
+            )
         return g.op("Squeeze", out, g.ints(0)) if x.rank == 1 else out
 
     return Choice((x,) if bias is None else (x, bias), emit)
@@ -113,11 +115,10 @@ def _embedding(node: Node) -> Choice | None:
         layout = Layout(found, site.storage, site.in_load, found.bits, found.group)
         g = site.graph
         index = index if ids.dtype.name in ("i32", "i64") else g.cast(index, "i64")
-        out = g.contrib(
+        return g.contrib(
             "GatherBlockQuantized", site.storage.constant(found.codes.name), index, layout.scale(g), layout.zeros(g),
             bits=found.bits, block_size=found.group, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
-        return out
 
     return Choice((ids,), emit)
 

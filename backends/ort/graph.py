@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from planish.errors import BackendError
-from planish.ir.node import Node, Program
-from planish.ir.types import DTYPES, DType, Size, Symbol, bounds, evaluate, format_size
+from planish.ir.types import DTYPES, DType, Size, Symbol, bounds, format_size
 from planish.ir.types import size as as_size
 
 OPSET = 24
@@ -31,9 +29,10 @@ ONNX_TYPES: Mapping[str, int] = {
     "f64": TensorProto.DOUBLE, "f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16,
     "i64": TensorProto.INT64, "i32": TensorProto.INT32, "i16": TensorProto.INT16, "i8": TensorProto.INT8,
     "u64": TensorProto.UINT64, "u32": TensorProto.UINT32, "u16": TensorProto.UINT16, "u8": TensorProto.UINT8,
-    "u4": TensorProto.UINT4, "u2": TensorProto.UINT2, "bool": TensorProto.BOOL, "f8e4m3": TensorProto.FLOAT8E4M3FN, "f8e5m2": TensorProto.FLOAT8E5M2,
+    "u4": TensorProto.UINT4, "u2": TensorProto.UINT2, "bool": TensorProto.BOOL, "f8e4m3": TensorProto.FLOAT8E4M3FN,
+    "f8e5m2": TensorProto.FLOAT8E5M2,
 }  # fmt: skip
-"""ONNX element types by planish's names, and packed codes (u4, u2); complex numbers have none that ONNX Runtime computes with."""
+"""ONNX element types by planish's names, and packed codes (u4, u2); complex numbers have none."""
 
 I64_MAX, I64_MIN = 2**63 - 1, -(2**63)
 
@@ -68,9 +67,9 @@ class Graph:
         return f"{base}/{count}" if count else base
 
     def reserve(self, name: str) -> str:
-        """Keep a name for a leaf; BackendError PL742 if it is taken."""
+        """Keep a name for an input or output; BackendError PL742 if it is taken."""
         if self._names.get(name):
-            raise BackendError("PL742", f"two values of the program are called {name!r}")
+            raise BackendError("PL742", f"two inputs or outputs are called {name!r}")
         self._names[name] = 1
         return name
 
@@ -83,9 +82,9 @@ class Graph:
         return self.op(kind, *inputs, domain=MICROSOFT, **attributes)
 
     def ops(
-        self, kind: str, results: int, *inputs: str | None, domain: str = "", unused: tuple[int, ...] = (), **attributes: Any
-    ) -> tuple[str, ...]:  # fmt: skip
-        """One node with several results, ``unused`` ones without a name; an equal node made before is used again."""
+        self, kind: str, results: int, *inputs: str | None, domain: str = "", **attributes: Any
+    ) -> tuple[str, ...]:
+        """One node with several results; an equal node that was made before is used again."""
         given = [i or "" for i in inputs]
         while given and not given[-1]:
             given.pop()
@@ -96,7 +95,7 @@ class Graph:
             return found
         self.require(NEWER.get(kind, OPSET))
         base = f"{self.scope}/{kind}" if self.scope else kind
-        names = tuple("" if i in unused else self.fresh(base) for i in range(results))
+        names = tuple(self.fresh(base) for _ in range(results))
         self.nodes.append(helper.make_node(kind, given, names, name=names[0], domain=domain, **kept))
         self._made[key] = names
         return names
@@ -276,9 +275,3 @@ def fixed(values: Iterable[Size]) -> bool:
 def number(value: Any) -> bool:
     """True for plain numbers, not for bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-__all__ = [
-    "I64_MAX", "I64_MIN", "IR_VERSION", "MICROSOFT", "NEWER", "ONNX_TYPES", "OPSET", "Array", "Graph", "Node", "Program",
-    "evaluate", "fixed", "math", "number", "numpy_type", "sorted_args", "value_info",
-]  # fmt: skip

@@ -59,11 +59,10 @@ def lower(program: Program, weights: Weights, *, options: OrtOptions | None = No
     given = {leaf: leaf.name for leaf in program.inputs} | {n: graph.reserve(n.name) for n in states}
     for leaf, name in given.items():
         graph.bind(name, leaf.shape)
+    names = tuple(graph.reserve(name) for name in _output_names(program))
     results = made.program(graph, program, given)
-    names = _output_names(program)
     outputs = []
     for name, value, node in zip(names, results, program.roots, strict=True):
-        graph.reserve(name)
         graph.copy(value, name)
         outputs.append(value_info(name, node.dtype, node.shape))
     inputs = [value_info(name, leaf.dtype, leaf.shape) for leaf, name in given.items()]
@@ -92,9 +91,7 @@ def lower(program: Program, weights: Weights, *, options: OrtOptions | None = No
 def make_model(graph: onnx.GraphProto, opset: int) -> onnx.ModelProto:
     """A model of the operator sets in use."""
     imports = [helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)]
-    return helper.make_model(
-        graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="planish"
-    )
+    return helper.make_model(graph, opset_imports=imports, ir_version=IR_VERSION, producer_name="planish")
 
 
 def _load_model(storage: Storage) -> onnx.ModelProto | None:
@@ -120,7 +117,7 @@ def check(program: Program) -> None:
     while pending:
         one = pending.pop()
         pending.extend(one.nested())
-        for node in (*one.inputs, *one.nodes):
+        for node in dict.fromkeys((*one.inputs, *one.nodes)):
             for what in _unsupported(node):
                 missing[what] += 1
                 origin = one.origins.get(node)
@@ -228,9 +225,7 @@ def _parameters(op: str) -> tuple[str, ...]:
     return tuple(p.kind for p in operation(op).parameters)
 
 
-def _needed(
-    roots: Sequence[Node], values: Mapping[Node, Any], choices: Mapping[Node, Choice]
-) -> list[Node]:
+def _needed(roots: Sequence[Node], values: Mapping[Node, Any], choices: Mapping[Node, Choice]) -> list[Node]:
     """The nodes to write, operands first; a choice reads other operands than its node."""
     if not choices:
         return [n for n in topological(roots) if n not in values]

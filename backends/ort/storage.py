@@ -50,28 +50,29 @@ class Storage:
         self.load_outputs: dict[str, onnx.ValueInfoProto] = {}
         self._inline_bytes = inline_bytes
         self._sources: set[str] = set()
+        self._initializers: dict[str, str] = {}
 
     def constant(self, name: str) -> str:
         """A weight as it is: its initializer."""
-        kind = self.weights.type(name)
-        if name in self.graph.constants or name in self.stored:
-            return name
-        if int(kind.nbytes) <= self._inline_bytes:
-            self.graph.reserve(name)
-            array = to_numpy(self.weights.tensor(name), kind.dtype)
-            self.graph.constants[name] = numpy_helper.from_array(array, name)
-            self._sources.add(name)
-            return name
-        self.graph.reserve(name)
-        return self._external(name, ONNX_TYPES[kind.dtype.name], self._shape(kind), self._store(name))
+        if name not in self._initializers:
+            kind = self.weights.type(name)
+            made = self.graph.fresh(name)
+            self._initializers[name] = made
+            if int(kind.nbytes) <= self._inline_bytes:
+                array = to_numpy(self.weights.tensor(name), kind.dtype)
+                self.graph.constants[made] = numpy_helper.from_array(array, made)
+                self._sources.add(name)
+            else:
+                self._external(made, ONNX_TYPES[kind.dtype.name], self._shape(kind), self._store(name))
+        return self._initializers[name]
 
     def view(self, name: str, what: str, element: int, shape: Sequence[int]) -> str:
         """The bytes of a weight under another element type and shape."""
-        made = f"{name}@{what}"
-        if made not in self.stored:
-            self.graph.reserve(made)
-            self._external(made, element, shape, self._store(name))
-        return made
+        key = f"{name}@{what}"
+        if key not in self._initializers:
+            self._initializers[key] = self.graph.fresh(key)
+            self._external(self._initializers[key], element, shape, self._store(name))
+        return self._initializers[key]
 
     def load_input(self, name: str) -> str:
         """A weight as an input of the load model."""
@@ -107,10 +108,9 @@ class Storage:
             self._sources.add(name)
         return name
 
-    def _external(self, name: str, element: int, shape: Sequence[int], stored: str) -> str:
+    def _external(self, name: str, element: int, shape: Sequence[int], stored: str) -> None:
         self.initializers.append(self._reference(name, element, shape, PLACEHOLDER))
         self.stored[name] = stored
-        return name
 
     def _reference(self, name: str, element: int, shape: Sequence[int], location: str) -> onnx.TensorProto:
         tensor = TensorProto(name=name, data_type=element, dims=list(shape))

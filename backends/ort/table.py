@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from planish.backends.ort.graph import Graph
 from planish.backends.ort.options import OrtOptions
@@ -14,6 +14,7 @@ from planish.ir.node import Node
 from planish.ir.types import DTYPES, DType, Size, TensorType
 
 Emit = Callable[..., "str | tuple[str, ...]"]
+E = TypeVar("E", bound=Emit)
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ NUMBERS = "f32 f64 i8 i16 i32 i64 u8 u16 u32 u64"
 COMMON = "f32 f64 i32 i64"
 
 
-def lowers(*names: str, native: str | None = None) -> Callable[[Emit], Emit]:
+def lowers(*names: str, native: str | None = None) -> Callable[[E], E]:
     """Register a function for operations of the dialect; without ``native`` every element type will do."""
 
-    def register(emit: Emit) -> Emit:
+    def register(emit: E) -> E:
         for name in names:
             operation(name)
             TABLE[name] = Row(emit, frozenset(native.split()) if native is not None else None)
@@ -98,6 +99,7 @@ def substitute(kind: DType, native: frozenset[str]) -> DType:
     """The element type to compute in where ``kind`` itself has no kernel."""
     if kind.name in native:
         return kind
+    order: tuple[str, ...]
     if kind.kind == "float":
         order = ("f32", "f64")
     elif kind.bits < 32 or kind.kind == "bool":

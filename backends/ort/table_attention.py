@@ -90,7 +90,12 @@ def _rotary(c: Call, x: str, cos: str, sin: str, interleaved: bool) -> str | Non
     """ONNX's RotaryEmbedding where the tables hold one row per position, for ``[B, H, T, D]``."""
     shape, table = c.shape(), c.shape(1)
     turned = table[-1]
-    if c.dtype.name != "f32" or len(shape) != 4 or not isinstance(turned, int) or not isinstance(shape[3], int):
+    if (
+        c.dtype.name != "f32"
+        or len(shape) != 4
+        or not isinstance(turned, int)
+        or not isinstance(shape[3], int)
+    ):
         return None
     if turned < 1 or len(table) < 2 or not equal(table[-2], shape[2]):
         return None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import onnx
 from onnx import helper
 
 from planish.backends.ort.graph import Graph, value_info
@@ -22,7 +24,7 @@ def _cond(
 ) -> tuple[str, ...]:
     if c.shape():
         predicate = c.op("Reshape", predicate, c.graph.ints())
-    branches = {}
+    branches: dict[str, Any] = {}
     for name, program in (("then_branch", then), ("else_branch", otherwise)):
         inner = Graph(c.graph)
         for value, leaf in zip(operands, program.inputs, strict=True):
@@ -47,12 +49,12 @@ def _scan(
         value_info(n, leaf.dtype, leaf.shape) for n, leaf in zip(names, body.inputs[:count], strict=True)
     ]
     graph = _finish(inner, "body", body, results, inputs)
-    return c.graph.ops(
-        "Scan", len(body.outputs), *initial, *xs, body=graph, num_scan_inputs=len(xs)
-    )
+    return c.graph.ops("Scan", len(body.outputs), *initial, *xs, body=graph, num_scan_inputs=len(xs))
 
 
-def _finish(inner: Graph, name: str, program: Program, results: Sequence[str], inputs: list[object]) -> object:
+def _finish(
+    inner: Graph, name: str, program: Program, results: Sequence[str], inputs: Sequence[onnx.ValueInfoProto]
+) -> onnx.GraphProto:
     """The nested graph, every result under a name of its own."""
     outputs = []
     for value, node in zip(results, program.outputs, strict=True):

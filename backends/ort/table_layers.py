@@ -51,7 +51,6 @@ def batched(c: Call, x: str, spatial: int, body: Callable[[str], str]) -> str:
     return c.op("Squeeze", body(c.op("Unsqueeze", x, c.graph.ints(0))), c.graph.ints(0))
 
 
-
 @lowers("aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d", native="f32 f64 i8 u8")
 def _max_pool(
     c: Call, x: str, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
@@ -80,16 +79,12 @@ def _avg_pool(
     return batched(c, x, len(kernel), body)
 
 
-@lowers(
-    "aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", native="f32 f64"
-)
+@lowers("aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten.adaptive_avg_pool3d", native="f32 f64")
 def _adaptive_avg(c: Call, x: str, output: Sequence[Size]) -> str:
     return _adaptive(c, x, output, "ReduceMean", "AveragePool", _average_axis)
 
 
-@lowers(
-    "aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d", native="f32 f64"
-)
+@lowers("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d", native="f32 f64")
 def _adaptive_max(c: Call, x: str, output: Sequence[Size]) -> str:
     return _adaptive(c, x, output, "ReduceMax", "MaxPool", _largest_of_axis)
 

@@ -49,7 +49,6 @@ def _where(c: Call, condition: str, a: str, b: str) -> str:
     return c.op("Or", c.op("And", condition, a), c.op("And", c.op("Not", condition), b))
 
 
-
 @lowers("aten.ne", native=NUMBERS + " bool")
 def _ne(c: Call, a: str, b: str) -> str:
     return c.op("Not", c.op("Equal", a, b))
@@ -271,7 +270,9 @@ for _name, _kind in (("and", "And"), ("or", "Or"), ("xor", "Xor")):
 
 @lowers("aten.bitwise_left_shift")
 def _left_shift(c: Call, a: str, b: str) -> str:
-    return c.graph.cast(_shift(c, a, b, "LEFT"), c.dtype) if c.dtype.kind == "int" else _shift(c, a, b, "LEFT")
+    return (
+        c.graph.cast(_shift(c, a, b, "LEFT"), c.dtype) if c.dtype.kind == "int" else _shift(c, a, b, "LEFT")
+    )
 
 
 @lowers("aten.bitwise_right_shift")

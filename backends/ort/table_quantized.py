@@ -18,7 +18,7 @@ def _unpack(c: Call, codes: str, bits: int, length: Size) -> str:
 
 
 def unpack(g: Graph, codes: str, lead: Sequence[Size], bits: int, length: Size) -> str:
-    """Packed codes to one code a byte. Widths that do not divide a byte read 16 bits at a time."""
+    """Packed codes to one code a byte."""
     rank = len(lead) + 1
     if bits == 8:
         return codes
@@ -30,23 +30,43 @@ def unpack(g: Graph, codes: str, lead: Sequence[Size], bits: int, length: Size) 
         count = as_size(packed_bytes(length, bits) * (8 // bits))
         flat = g.reshape(wide, (*lead, packed_bytes(length, bits), 8 // bits), (*lead, count))
         return flat if count == length else first(g, flat, rank - 1, length)
-    # Eight codes fill `bits` bytes: place i of eight begins in byte i*bits // 8, at bit i*bits % 8.
     rows = floor_div(as_size(length + 7), 8)
-    room = as_size(rows * bits - packed_bytes(length, bits) + 1)
-    pads = [0] * rank + [0] * (rank - 1) + [room]
-    padded = g.op("Pad", codes, g.sizes(pads))
-    low = first(g, padded, rank - 1, as_size(rows * bits))
-    high = g.op("Slice", padded, g.ints(1), g.size(as_size(rows * bits + 1)), g.ints(rank - 1))
-    low, high = g.cast(low, "u16"), g.cast(high, "u16")
-    pairs = g.op("BitwiseOr", low, g.op("BitShift", high, g.constant(8, "u16"), direction="LEFT"))
-    blocks = g.reshape(pairs, (*lead, as_size(rows * bits)), (*lead, rows, bits))
-    chosen = g.op("Gather", blocks, g.ints(*(i * bits // 8 for i in range(8))), axis=rank)
-    shifted = g.op(
-        "BitShift", chosen, g.constant([i * bits % 8 for i in range(8)], "u16"), direction="RIGHT"
-    )
-    codes8 = g.cast(g.op("BitwiseAnd", shifted, g.constant(2**bits - 1, "u16")), "u8")
-    flat = g.reshape(codes8, (*lead, rows, 8), (*lead, as_size(rows * 8)))
-    return flat if as_size(rows * 8) == length else first(g, flat, rank - 1, length)
+    wide = widen(g, codes, lead, packed_bytes(length, bits), bits, 8)
+    return wide if as_size(rows * 8) == length else first(g, wide, rank - 1, length)
+
+
+def widen(
+    g: Graph, codes: str, lead: Sequence[Size], count: Size, bits: int, to: int, add: int = 0
+) -> str:  # fmt: skip
+    """Packed codes of ``bits`` bits (``count`` bytes a row) as packed codes of ``to`` bits, ``add`` added to each.
+
+    Eight codes are one 64-bit word, which is spread in three steps: halves of four codes move apart, then pairs,
+    then codes.
+    """
+    rank, words = len(lead) + 1, floor_div(as_size(count + bits - 1), bits)
+    room = as_size(words * bits - count)
+    if room != 0:
+        codes = g.op("Pad", codes, g.sizes([0] * (2 * rank - 1) + [room]))
+    parts = g.cast(g.reshape(codes, (*lead, as_size(words * bits)), (*lead, words, bits)), "u64")
+    columns = g.ops("Split", bits, parts, axis=rank, num_outputs=bits)
+    word = columns[0]
+    for i, column in enumerate(columns[1:], 1):
+        word = g.op("BitwiseOr", word, g.op("BitShift", column, g.constant(8 * i, "u64"), direction="LEFT"))
+    for half in (4, 2, 1):
+        low = _lanes(2 ** (half * bits) - 1, 2 * half * to, 8 * to)
+        stays = g.op("BitwiseAnd", word, g.constant(low, "u64"))
+        moves = g.op("BitwiseAnd", word, g.constant(low << half * bits, "u64"))
+        moved = g.op("BitShift", moves, g.constant(half * (to - bits), "u64"), direction="LEFT")
+        word = g.op("BitwiseOr", stays, moved)
+    if add:
+        word = g.op("Add", word, g.constant(_lanes(add, to, 8 * to), "u64"))
+    out = g.cast(g.op("BitShift", word, g.constant(range(0, 8 * to, 8), "u64"), direction="RIGHT"), "u8")
+    return g.reshape(out, (*lead, words, to), (*lead, as_size(words * to)))
+
+
+def _lanes(value: int, width: int, total: int) -> int:
+    """A value repeated every ``width`` bits."""
+    return sum(value << at for at in range(0, total, width))
 
 
 def pack(g: Graph, codes: str, lead: Sequence[Size], bits: int, length: int) -> str:

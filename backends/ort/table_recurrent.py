@@ -48,9 +48,7 @@ def _recurrent(kind: str, results: int, **attributes: Any) -> Any:
             w, r = (_stacked(c, [_gates(c, kind, p[i]) for p in packs]) for i in (0, 1))
             b = None
             if biases:
-                joined = [
-                    c.op("Concat", _gates(c, kind, p[2]), _gates(c, kind, p[3]), axis=0) for p in packs
-                ]
+                joined = [c.op("Concat", _gates(c, kind, p[2]), _gates(c, kind, p[3]), axis=0) for p in packs]
                 b = _stacked(c, joined)
             at = layer * directions
             start, end = c.graph.ints(at), c.graph.ints(at + directions)

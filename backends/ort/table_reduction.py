@@ -161,7 +161,9 @@ def _rms_norm(c: Call, x: str, shape: Sequence[Size], weight: str | None, eps: f
 
 
 @lowers("aten.layer_norm", native="f32")
-def _layer_norm(c: Call, x: str, shape: Sequence[Size], weight: str | None, bias: str | None, eps: float) -> str:
+def _layer_norm(
+    c: Call, x: str, shape: Sequence[Size], weight: str | None, bias: str | None, eps: float
+) -> str:
     scale = weight or _filled(c, 1.0, shape)
     return c.op("LayerNormalization", x, scale, bias, axis=-len(shape), epsilon=eps)
 

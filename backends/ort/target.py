@@ -13,7 +13,9 @@ def _power_of_two(group: int) -> bool:
     return group >= 16 and group & (group - 1) == 0
 
 
-def linear_codes(x: Any, codes: Any, bits: Any, length: Any, scale: Any, zero: Any, group: Any, bias: Any) -> Any:
+def linear_codes(
+    x: Any, codes: Any, bits: Any, length: Any, scale: Any, zero: Any, group: Any, bias: Any
+) -> Any:
     """Coded weights, grouped affine, decoded while multiplying (MatMulNBits)."""
     return aten.linear(x, planish.dequant(planish.unpack(codes, bits, length), scale, zero, group), bias)
 

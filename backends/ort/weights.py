@@ -10,7 +10,7 @@ from onnx import TensorProto
 
 from planish.backends.ort.graph import Graph
 from planish.backends.ort.storage import Storage
-from planish.backends.ort.table_quantized import pack, unpack
+from planish.backends.ort.table_quantized import pack, widen
 from planish.ir.node import Node
 
 ROW_BLOCK = 128
@@ -62,7 +62,11 @@ def coded(node: Node) -> Coded | None:
     rows, length = node.shape
     if codes.op == "planish.unpack":
         codes, bits, _ = codes.args
-    if codes.op != "const" or codes.dtype.name != "u8" or not (isinstance(rows, int) and isinstance(length, int)):
+    if (
+        codes.op != "const"
+        or codes.dtype.name != "u8"
+        or not (isinstance(rows, int) and isinstance(length, int))
+    ):
         return None
     if not length or not rows or not is_constant(scale) or (isinstance(zero, Node) and not is_constant(zero)):
         return None
@@ -135,13 +139,13 @@ class Layout:
 
     def _codes(self, g: Graph) -> str:
         w = self.weight
-        value = unpack(g, self.in_load(w.codes), (w.rows,), w.bits, w.length)
-        if self.shift:
-            value = g.op("Add", value, g.constant(self.shift, "u8"))
-        padded = self.blocks * self.block
-        if padded != w.length:
-            value = g.op("Pad", value, g.ints(0, 0, 0, padded - w.length))
-        value = pack(g, value, (w.rows,), self.bits, padded)
+        value, held = self.in_load(w.codes), int(w.codes.shape[1])
+        if w.bits != self.bits:
+            value = widen(g, value, (w.rows,), held, w.bits, self.bits, self.shift)
+            held = -(-held // w.bits) * self.bits
+        room = self.blocks * self.block * self.bits // 8 - held
+        if room:
+            value = g.op("Pad", value, g.ints(0, 0, 0, room))
         return g.op("Reshape", value, g.ints(w.rows, self.blocks, self.block * self.bits // 8))
 
     def scale(self, main: Graph) -> str:
@@ -170,7 +174,12 @@ class Layout:
         if self.bits == 8:
             stored = zero
         packed_shape = (w.rows, -(-self.blocks * self.bits // 8))
-        if stored is not None and stored.op == "const" and w.groups == self.blocks and stored.shape == packed_shape:
+        if (
+            stored is not None
+            and stored.op == "const"
+            and w.groups == self.blocks
+            and stored.shape == packed_shape
+        ):
             return self.storage.constant(stored.name)
         name = f"{_name_of(zero)}@{self.bits}bits/{self.blocks}"
         return self._packed_zeros(name, lambda g: self._for_blocks(g, zero, self.in_load(zero)))
@@ -181,7 +190,11 @@ class Layout:
 
         def compute(g: Graph) -> str:
             scale = self._as_f32(g, w.scale, self.in_load(w.scale))
-            value = self._as_f32(g, zero, self.in_load(zero)) if isinstance(zero, Node) else g.constant(zero, "f32")
+            value = (
+                self._as_f32(g, zero, self.in_load(zero))
+                if isinstance(zero, Node)
+                else g.constant(zero, "f32")
+            )
             out = g.op("Mul", scale, g.op("Sub", g.constant(2 ** (self.bits - 1), "f32"), value))
             return g.op("Expand", out, g.ints(w.rows, w.groups))
 

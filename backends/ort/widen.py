@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -37,15 +38,13 @@ def widened(lowered: Lowered) -> Lowered:
         part = _part(load, initializer.name)
         tensors[initializer.name] = TensorSource(kind, shape, _evaluation(part, lowered))
         added += int(np.prod(shape)) * (4 if kind == "f32" else 1)
-    return replace(
-        lowered, model=model, tensors=tensors, stored=stored, load_model=None, widened_bytes=added
-    )
+    return replace(lowered, model=model, tensors=tensors, stored=stored, load_model=None, widened_bytes=added)
 
 
-def _evaluation(model: onnx.ModelProto, lowered: Lowered) -> object:
+def _evaluation(model: onnx.ModelProto, lowered: Lowered) -> Callable[[], Array]:
     def data() -> Array:
         session = OrtSession(model.SerializeToString())
-        feeds = {v.name: lowered.tensors[v.name].data() for v in model.graph.input}
+        feeds = {v.name: np.asarray(lowered.tensors[v.name].data()) for v in model.graph.input}
         (value,) = session.run(feeds).values()
         return value
 

@@ -162,5 +162,4 @@ def _prefixed(load: onnx.ModelProto) -> Callable[[str], str]:
     return lambda name: name if name in shared else f"load/{name}"
 
 
-
 __all__ = ["check_bytes", "payload", "place", "save_onnx"]

@@ -1,3 +1,42 @@
-"""``planish demo``."""
-def demo() -> None:
-    """later"""
+"""``planish demo``: a small language model goes in, is rewritten and compressed, and runs; with what it cost and gained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planish.frontend.cli import common
+
+
+def demo(
+    output: common.Output = None,
+    tokens: Annotated[int, typer.Option(min=512, help="How many tokens perplexity is measured on.")] = 4096,
+    plain: Annotated[bool, typer.Option("--plain/--no-plain", help="Measure the model as it is beside the re-scaled one.")] = True,
+    seed: common.Seed = 0,
+    config: common.Config = None,
+    json: common.Json = False,
+    verbose: common.Verbose = 0,
+    quiet: common.Quiet = 0,
+    no_progress: common.NoProgress = False,
+    dry_run: common.DryRun = False,
+) -> int:
+    """Compress and run SmolLM2-135M-Instruct end to end, and report bytes, perplexity, speed, memory and time."""
+    import tempfile
+
+    from planish.frontend.cli.demo_report import render, summary
+    from planish.frontend.showcase import Showcase
+    from planish.frontend.yardstick import model_file
+
+    out = common.Terminal(json, common.terminal(json, verbose, quiet, no_progress).level, progress=not no_progress)
+    if dry_run:
+        path = model_file()
+        out.result(f"would compress {path.name} and measure {tokens} tokens", {"model": str(path), "tokens": tokens})
+        return 0
+    with tempfile.TemporaryDirectory(prefix="planish-demo-") as scratch:
+        folder = output or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        found = Showcase(folder, tokens, seed, plain, out.phase).run()
+    out.result(render(found), summary(found))
+    return 0 if all(check.holds for check in found.checks) else 1

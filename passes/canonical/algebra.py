@@ -167,7 +167,9 @@ def cast_same(x: Node, d: DType) -> Node:
     return x
 
 
-@rule(lambda x, a, b: aten.to(aten.to(x, a), b), example={"x": "f16[4]", "a": dtype("f32"), "b": dtype("f16")})
+@rule(
+    lambda x, a, b: aten.to(aten.to(x, a), b), example={"x": "f16[4]", "a": dtype("f32"), "b": dtype("f16")}
+)
 def cast_cast(x: Node, a: DType, b: DType) -> Node:
     """to(to(x, a), b) = to(x, b) if a holds every value of x"""
     require(widens(x.dtype, a), f"{a} does not hold every value of {x.dtype}")

@@ -18,6 +18,7 @@ from planish.passes.base import Pass, map_programs
 DECODES = frozenset({"planish.unpack", "planish.dequant"})
 """Operations that turn stored codes into values; an expression is never evaluated through one."""
 
+
 @dataclass(frozen=True)
 class Fold(Pass):
     """Evaluate expressions of constants, where the result is not larger than what it frees.

@@ -12,9 +12,10 @@ from planish.ir.rule import Rule, rule
 from planish.ir.types import DType, dtype
 from planish.passes.canonical.terms import broadcast_full, full_value, require, tensor, typed
 
-
-ROUNDED_ALIKE = frozenset({"neg", "abs", "sign", "relu", "floor", "ceil", "round", "trunc", "sqrt", "reciprocal", "isnan",
-                          "isinf", "logical_not", "bitwise_not"})  # fmt: skip
+ROUNDED_ALIKE = frozenset(
+    ("neg", "abs", "sign", "relu", "floor", "ceil", "round", "trunc", "sqrt", "reciprocal")
+    + ("isnan", "isinf", "logical_not", "bitwise_not")
+)
 """Functions of one operand whose result does not depend on where in memory the operand is."""
 
 ROUNDED_APART = frozenset({"pow", "atan2"})
@@ -36,7 +37,9 @@ def _short(row: Operation) -> str:
 
 
 def _element(row: Operation) -> str:
-    return "bool" if "bitwise" in row.name and "shift" not in row.name else "i64" if "bitwise" in row.name else "f32"
+    if "bitwise" not in row.name:
+        return "f32"
+    return "i64" if "shift" in row.name else "bool"
 
 
 def _binary_rules(row: Operation) -> list[Rule]:
@@ -59,7 +62,9 @@ def _full_right(row: Operation) -> Rule:
     element = _element(row)
     example = {"x": f"{element}[2, 3]", "s": (3,), "v": 1, "d": dtype(element)}
     named = _named(right, f"{_short(row)}_full", f"{_short(row)}(x, full(v)) = {_short(row)}(x, v)")
-    return rule(lambda x, s, v, d: call(row.name, x, aten.full(s, v, d)), example=example, **_kind(row))(named)
+    return rule(lambda x, s, v, d: call(row.name, x, aten.full(s, v, d)), example=example, **_kind(row))(
+        named
+    )
 
 
 def _full_left(row: Operation) -> Rule:
@@ -70,7 +75,9 @@ def _full_left(row: Operation) -> Rule:
     element = _element(row)
     example = {"x": f"{element}[2, 3]", "s": (3,), "v": 1, "d": dtype(element)}
     named = _named(right, f"full_{_short(row)}", f"{_short(row)}(full(v), x) = {_short(row)}(v, x)")
-    return rule(lambda x, s, v, d: call(row.name, aten.full(s, v, d), x), example=example, **_kind(row))(named)
+    return rule(lambda x, s, v, d: call(row.name, aten.full(s, v, d), x), example=example, **_kind(row))(
+        named
+    )
 
 
 def _expand_right(row: Operation) -> Rule:

@@ -70,7 +70,9 @@ def expand_single(x: Node, s: Any) -> Node:
     return aten.view(x, s)
 
 
-@rule(lambda x, s, t: aten.expand(aten.expand(x, s), t), example={"x": "f32[3, 1]", "s": (3, 4), "t": (2, 3, 4)})
+@rule(
+    lambda x, s, t: aten.expand(aten.expand(x, s), t), example={"x": "f32[3, 1]", "s": (3, 4), "t": (2, 3, 4)}
+)
 def expand_expand(x: Node, s: Any, t: Any) -> Node:
     """expand(expand(x, s), t) = expand(x, t)"""
     return aten.expand(x, t)
@@ -158,7 +160,12 @@ def cat_slices(xs: Any, d: int) -> Node:
     parts = list(xs[:1])
     for x in xs[1:]:
         last = parts[-1]
-        if _part_of(last, d) and _part_of(x, d) and last.args[0] is x.args[0] and equal(last.args[3], x.args[2]):
+        if (
+            _part_of(last, d)
+            and _part_of(x, d)
+            and last.args[0] is x.args[0]
+            and equal(last.args[3], x.args[2])
+        ):
             parts[-1] = aten.slice(x.args[0], d, last.args[2], x.args[3])
         else:
             parts.append(x)

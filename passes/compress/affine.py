@@ -51,7 +51,9 @@ class AffineCodec(Codec):
         _one_of("zero", self.zero, ("int", "float"))
         _one_of("scale", self.scale, ("f16", "f32"))
         if self.group < 0:
-            raise UsageError("PL813", f"group={self.group}: a group has at least one code; 0 means a whole row")
+            raise UsageError(
+                "PL813", f"group={self.group}: a group has at least one code; 0 means a whole row"
+            )
 
     @property
     def spec(self) -> str:

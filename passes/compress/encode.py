@@ -92,7 +92,9 @@ def _demand_match(pattern: str, names: Sequence[str], what: str) -> None:
     for each in filter(None, pattern.split("|")):
         if not any(matches(n, each) for n in names):
             shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-            raise UsageError("PL814", f"{what} '{each}' matches no weight", hint=f"weights are: {shown or 'none'}")
+            raise UsageError(
+                "PL814", f"{what} '{each}' matches no weight", hint=f"weights are: {shown or 'none'}"
+            )
 
 
 def encode_constants(
@@ -154,7 +156,9 @@ def apply_layer_rules(
     for index, each in enumerate(rules):
         _demand_match(each["match"], names, f"layer rule {index + 1}:")
         if index not in used:
-            raise UsageError("PL814", f"layer rule {index + 1}: earlier rules take all that '{each['match']}' matches")
+            raise UsageError(
+                "PL814", f"layer rule {index + 1}: earlier rules take all that '{each['match']}' matches"
+            )
     return _encode(program, weights, chosen, found, Log() if log is None else log)
 
 
@@ -176,7 +180,9 @@ def _rule_codec(index: int, each: Mapping[str, Any], default: Codec | None) -> C
     known = {f.name: type(getattr(default, f.name)) for f in fields(default)}
     for key, value in options.items():
         if key not in known:
-            raise UsageError("PL815", f"{where}: unknown key '{key}'", hint=f"keys: match, freeze, {', '.join(known)}")
+            raise UsageError(
+                "PL815", f"{where}: unknown key '{key}'", hint=f"keys: match, freeze, {', '.join(known)}"
+            )
         if type(value) is not known[key]:
             raise UsageError("PL815", f"{where}: {key}={value!r}: expected {known[key].__name__}")
     return replace(default, **options)
@@ -202,7 +208,9 @@ def _encode(
     rules: list[tuple[str, Callable[[Node], Node | None]]] = [("encode", encoded)]
 
     def change(each: Program) -> Program:
-        scopes = {n: Origin(n.name.partition("#")[0].removesuffix(".weight")) for n in each.nodes if n in chosen}
+        scopes = {
+            n: Origin(n.name.partition("#")[0].removesuffix(".weight")) for n in each.nodes if n in chosen
+        }
         after = sweep(replace(each, origins={**each.origins, **scopes}), rules, log)
         return each if after == each else after
 

@@ -94,7 +94,9 @@ def _candidates(low: Tensor, high: Tensor, codec: AffineCodec) -> Iterator[Grid]
     if not codec.symmetric:
         # Where each level counts, or the zero may lie anywhere, both ends move on their own.
         apart = codec.bits <= 3 or codec.zero == "float"
-        for left, right in product((1.0, *ratios[::2]), repeat=2) if apart else zip(ratios, ratios, strict=True):
+        for left, right in (
+            product((1.0, *ratios[::2]), repeat=2) if apart else zip(ratios, ratios, strict=True)
+        ):
             yield _grid(low * left, high * right, codec)
         return
     # The negative side has one code more: the larger side takes it, with a negative scale where it is positive.

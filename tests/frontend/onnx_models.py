@@ -25,9 +25,9 @@ def node(op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: A
 
 
 def model(
-    nodes: Sequence[onnx.NodeProto], inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[str | onnx.ValueInfoProto],
-    constants: dict[str, Any] | None = None, opset: int = 17, functions: Sequence[onnx.FunctionProto] = (),
-    domains: Sequence[str] = (),
+    nodes: Sequence[onnx.NodeProto], inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[str | onnx.ValueInfoProto], constants: dict[str, Any] | None = None, opset: int = 17,
+    functions: Sequence[onnx.FunctionProto] = (), domains: Sequence[str] = (),
 ) -> onnx.ModelProto:  # fmt: skip
     """A model from its parts; outputs are names or typed names."""
     made = [helper.make_empty_tensor_value_info(o) if isinstance(o, str) else o for o in outputs]

@@ -151,6 +151,34 @@ def test_dimensions_of_another_form() -> None:
     assert np.array_equal(results(captured, x)[0], expected)
 
 
+def test_sizes_computed_in_floating_point() -> None:
+    """Half the height, as old exporters compute it: Shape, Cast, Mul by 0.5, Floor, Cast, Resize."""
+    made = m.model(
+        [
+            m.node("Shape", ["x"], ["hw"], start=2),
+            m.node("Cast", ["hw"], ["real"], to=m.FLOAT),
+            m.node("Mul", ["real", "half"], ["less"]),
+            m.node("Floor", ["less"], ["whole"]),
+            m.node("Cast", ["whole"], ["size"], to=m.INT64),
+            m.node("Concat", ["nc", "size"], ["sizes"], axis=0),
+            m.node(
+                "Resize", ["x", "", "", "sizes"], ["y"], mode="linear", coordinate_transformation_mode="align_corners"
+            ),
+        ],
+        [m.value("x", [1, 2, "H", 8])], ["y", "less"],
+        {"half": np.array([0.5], np.float32), "nc": np.array([1, 2])},
+    )  # fmt: skip
+    captured = capture_onnx(made, dims={"H": (4, 512)})
+    assert str(captured.program.outputs[0].type) == "f32[1, 2, H//2, 4]"
+    x = f32(1, 2, 7, 8)
+    y, less = results(captured, x)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(x), size=(3, 4), mode="bilinear", align_corners=True
+    )
+    np.testing.assert_allclose(y, expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert less.tolist() == [3.5, 4.0]
+
+
 @pytest.mark.parametrize(
     ("dims", "message"),
     [
@@ -272,18 +300,43 @@ def test_sequences_of_known_structure() -> None:
     made = m.model(
         [
             m.node("SplitToSequence", ["x", "two"], ["parts"], axis=1),
-            m.node("SequenceConstruct", ["x"], ["other"]),
+            m.node("SequenceEmpty", [], ["none"]),
+            m.node("SequenceLength", ["none"], ["zero"]),
             m.node("SequenceAt", ["parts", "one"], ["second"]),
             m.node("SequenceInsert", ["parts", "second"], ["more"]),
             m.node("SequenceErase", ["more", "zero"], ["less"]),
             m.node("ConcatFromSequence", ["less"], ["y"], axis=1),
             m.node("SequenceLength", ["less"], ["n"]),
         ],
-        [m.value("x", ["N", 6])], ["y", "n"], {"two": np.int64(2), "one": np.int64(1), "zero": np.int64(0)},
+        [m.value("x", ["N", 6])], ["y", "n"], {"two": np.int64(2), "one": np.int64(1)},
     )  # fmt: skip
     x = f32(3, 6)
     y, n = results(capture_onnx(made), x)
     assert np.array_equal(y, np.concatenate([x[:, 2:4], x[:, 4:6], x[:, 2:4]], 1)) and n == 3
+
+
+def test_maps_over_sequences_and_optionals() -> None:
+    body = helper.make_graph([m.node("Neg", ["e"], ["r"])], "body", [m.value("e", [1])], [m.value("r", [1])])
+    made = m.model(
+        [
+            m.node("SequenceConstruct", ["x", "x"], ["both"]),
+            m.node("SequenceMap", ["both"], ["turned"], body=body),
+            m.node("Optional", ["turned"], ["perhaps"]),
+            m.node("OptionalHasElement", ["perhaps"], ["there"]),
+            m.node("OptionalGetElement", ["perhaps"], ["sure"]),
+            m.node("ConcatFromSequence", ["sure"], ["y"], axis=0, new_axis=1),
+        ],
+        [m.value("x", ["N"])], ["y", "there"], opset=18,
+    )  # fmt: skip
+    y, there = results(capture_onnx(made), np.array([1, 2], np.float32))
+    assert y.tolist() == [[-1, -2], [-1, -2]] and there
+
+
+def test_norm_of_each_channel() -> None:
+    made = m.model([m.node("GlobalLpPool", ["x"], ["y"], p=3)], [m.value("x", ["N", 2, "H", "W"])], ["y"])
+    x = f32(2, 2, 3, 4)
+    expected = (np.abs(x) ** 3).sum((2, 3), keepdims=True) ** (1 / 3)
+    np.testing.assert_allclose(results(capture_onnx(made), x)[0], expected, rtol=1e-5)
 
 
 def test_functions_of_the_model() -> None:
@@ -299,7 +352,10 @@ def test_functions_of_the_model() -> None:
     function.node[2].attribute.add(name="alpha", ref_attr_name="slope", type=1)
     function.attribute_proto.append(helper.make_attribute("slope", 0.5))
     made = m.model(
-        [helper.make_node("Scaled", ["x"], ["a"], domain="own"), helper.make_node("Scaled", ["a"], ["y"], domain="own", slope=0.25)],
+        [
+            helper.make_node("Scaled", ["x"], ["a"], domain="own"),
+            helper.make_node("Scaled", ["a"], ["y"], domain="own", slope=0.25),
+        ],
         [m.value("x", [2])], ["y"], functions=[function], domains=["own"],
     )  # fmt: skip
     x = np.array([-1, 1], np.float32)
@@ -350,7 +406,8 @@ def test_old_opsets_are_converted() -> None:
             m.node("Squeeze", ["sum"], ["flat"], axes=[3]),
             m.node("Softmax", ["flat"], ["y"], axis=1),
         ],
-        [m.value("x", [1, 2, 3, 4])], [m.value("y", [1, 2, 6])], {"scales": np.array([1, 1, 2, 2], np.float32)}, opset=9,
+        [m.value("x", [1, 2, 3, 4])], [m.value("y", [1, 2, 6])], {"scales": np.array([1, 1, 2, 2], np.float32)},
+        opset=9,
     )  # fmt: skip
     x = f32(1, 2, 3, 4)
     flat = x.repeat(2, 2).repeat(2, 3).sum(3).reshape(1, -1)

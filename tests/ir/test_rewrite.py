@@ -6,7 +6,7 @@ import pytest
 
 from planish.errors import InternalError, ShapeError
 from planish.ir.namespace import aten
-from planish.ir.node import Origin, Program, input_leaf
+from planish.ir.node import Origin, Program, input_leaf, state
 from planish.ir.parser import parse, parse_type
 from planish.ir.pattern import Hole, build, explain, match, matches
 from planish.ir.rewrite import Log, replace_nodes, rewrite, sweep
@@ -129,11 +129,17 @@ def test_new_nodes_come_from_where_the_old_came_from():
 
 
 def test_replacement_reaches_states():
-    program = parse("def main(x: f32[4]):\n    s: f32[4] = state('s')\n    a = aten.neg(x)\n    b = aten.add(s, a)\n    return a, {'s': b}\n")
-    old = program.outputs[0]
-    after = replace_nodes(program, {old: leaf("x")})
+    program = parse(
+        """def main(x: f32[4]):
+    s: f32[4] = state('s')
+    a = aten.neg(x)
+    b = aten.add(s, a)
+    return a, {'s': b}
+"""
+    )
+    after = replace_nodes(program, {program.outputs[0]: leaf("x")})
     assert after.outputs == (leaf("x"),)
-    assert after.states[0][1] is aten.add(program.nodes[2] if program.nodes[2].op == "state" else next(n for n in after.nodes if n.op == "state"), leaf("x"))
+    assert after.states == (("s", aten.add(state("s", leaf("x").tensor), leaf("x"))),)
 
 
 def test_commutative_matching_tries_both_orders(rules):

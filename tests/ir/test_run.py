@@ -44,8 +44,13 @@ def test_results_have_the_types_that_inference_says(program):
     binding = bind_inputs(program, inputs)
     for node, value in zip(program.roots, results, strict=True):
         assert [evaluate(s, binding) for s in node.shape] == list(value.shape)
-        assert str(value.dtype).removeprefix("torch.") in (
-            {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "bool": "bool"}[node.dtype.name]
+        assert (
+            str(value.dtype).removeprefix("torch.")
+            in (
+                {"f32": "float32", "f64": "float64", "f16": "float16", "i64": "int64", "bool": "bool"}[
+                    node.dtype.name
+                ]
+            )
         )
 
 
@@ -70,7 +75,12 @@ def test_hooks_see_and_change(weights):
 def test_overrides_replace_nodes(weights):
     program = parse(LINEAR)
     linear = next(n for n in program.nodes if n.op == "aten.linear")
-    (result,) = run(program, Weights(), torch.randn(5, 4), override={linear: torch.zeros(5, 3)} | dict.fromkeys(program.constants()))
+    (result,) = run(
+        program,
+        Weights(),
+        torch.randn(5, 4),
+        override={linear: torch.zeros(5, 3)} | dict.fromkeys(program.constants()),
+    )
     assert torch.equal(result, torch.zeros(5, 3))
 
 
@@ -79,7 +89,9 @@ def test_gradients(weights):
     x = torch.randn(5, 4, dtype=torch.float64)
     given = {n: weights.tensor(n.name).double().requires_grad_() for n in program.constants()}
     run(program, weights, x, override=given)[0].square().sum().backward()
-    w, b = (given[n].detach().clone().requires_grad_() for n in sorted(given, key=lambda n: n.name, reverse=True))
+    w, b = (
+        given[n].detach().clone().requires_grad_() for n in sorted(given, key=lambda n: n.name, reverse=True)
+    )
     torch.tanh(x @ w.T + b).square().sum().backward()
     for node, leaf in zip(sorted(given, key=lambda n: n.name, reverse=True), (w, b), strict=True):
         torch.testing.assert_close(given[node].grad, leaf.grad)
@@ -139,7 +151,14 @@ def test_gradients_through_loops():
 
 def test_hooks_see_nested_operations():
     seen = []
-    run(parse(LOOP), Weights(), torch.ones(4, 3), torch.ones(3), torch.ones(3), hook=lambda n, a, r: seen.append(n.op))
+    run(
+        parse(LOOP),
+        Weights(),
+        torch.ones(4, 3),
+        torch.ones(3),
+        torch.ones(3),
+        hook=lambda n, a, r: seen.append(n.op),
+    )
     assert seen.count("aten.add") == 4 and seen.count("planish.cond") == 4 and seen.count("planish.scan") == 1
 
 
@@ -162,14 +181,18 @@ def test_states():
     ],
 )
 def test_inputs_that_do_not_fit(inputs, code, message):
-    program = parse("T = dim(2, 512)\n\n\ndef main(x: f32[T, 4], y: f32[2*T]):\n    z = aten.neg(x)\n    return z\n")
+    program = parse(
+        "T = dim(2, 512)\n\n\ndef main(x: f32[T, 4], y: f32[2*T]):\n    z = aten.neg(x)\n    return z\n"
+    )
     with pytest.raises(ShapeError) as caught:
         run(program, Weights(), *inputs)
     assert caught.value.code == code and message in str(caught.value)
 
 
 def test_a_size_is_solved_from_an_expression():
-    program = parse("T = dim(2, 512)\n\n\ndef main(x: f32[2*T + 1]):\n    z = aten.full([T], 1.0, f32)\n    return z\n")
+    program = parse(
+        "T = dim(2, 512)\n\n\ndef main(x: f32[2*T + 1]):\n    z = aten.full([T], 1.0, f32)\n    return z\n"
+    )
     assert run(program, Weights(), torch.zeros(9))[0].shape == (4,)
     with pytest.raises(ShapeError):
         run(program, Weights(), torch.zeros(8))

@@ -24,15 +24,23 @@ def program(*outputs, inputs=(X,), states=()):
 
 F32 = tensor_type("f32", 4)
 BAD = {
-    "no such operation": (program(intern("aten.nothing", (X,), X.type)), "aten.nothing is not in the dialect"),
+    "no such operation": (
+        program(intern("aten.nothing", (X,), X.type)),
+        "aten.nothing is not in the dialect",
+    ),
     "arguments do not fit": (program(intern("aten.neg", (X, X), X.type)), "takes 1 arguments, got 2"),
-    "arguments not canonical": (program(intern("aten.softmax", (X, -1), X.type)), "arguments are not canonical"),
+    "arguments not canonical": (
+        program(intern("aten.softmax", (X, -1), X.type)),
+        "arguments are not canonical",
+    ),
     "wrong type": (program(intern("aten.abs", (X,), F32)), r"the type should be f32\[T, 4\]"),
     "input not declared": (program(aten.neg(X), inputs=()), "input x is used but is not a parameter"),
     "input twice": (program(aten.neg(X), inputs=(X, input_leaf("x", F32))), "two inputs are called x"),
     "no result": (program(), "main returns nothing"),
     "result of several parts": (
-        program(planish.scan(program(aten.neg(input_leaf("r", F32)), inputs=(input_leaf("r", F32),)), [], [X])),
+        program(
+            planish.scan(program(aten.neg(input_leaf("r", F32)), inputs=(input_leaf("r", F32),)), [], [X])
+        ),
         "has several results; return planish.item of it",
     ),
     "state of another type": (
@@ -84,7 +92,9 @@ def test_a_good_program_is_returned():
 
 
 def test_every_check_is_in_the_table():
-    found = [f for f in vars(checks).values() if callable(f) and getattr(f, "__module__", "") == checks.__name__]
+    found = [
+        f for f in vars(checks).values() if callable(f) and getattr(f, "__module__", "") == checks.__name__
+    ]
     names = {f.__name__ for f in found} - {"problems", "verify"}
     assert names == {check.__name__ for check in checks.CHECKS}
 
@@ -92,5 +102,5 @@ def test_every_check_is_in_the_table():
 def test_long_lists_are_cut():
     nodes = [intern("aten.abs", (X,), tensor_type("f32", n)) for n in range(30, 31)]
     many = program(*[const(f"w{i}", F32) for i in range(30)], *nodes)
-    with pytest.raises(ShapeError, match="and 10 more|and 11 more"):
+    with pytest.raises(ShapeError, match=r"and 1[01] more"):
         checks.verify(many, Weights())

@@ -102,7 +102,11 @@ def test_errors_on_normal_weights(bits, limit):
     assert codec.error(value, codec.encode(value), f32) < limit
 
 
-@pytest.mark.parametrize("codec", [AffineCodec(4, 32), AffineCodec(4, 32, True), AffineCodec(3, 0, zero="float")], ids=lambda c: c.spec)
+@pytest.mark.parametrize(
+    "codec",
+    [AffineCodec(4, 32), AffineCodec(4, 32, True), AffineCodec(3, 0, zero="float")],
+    ids=lambda c: c.spec,
+)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 33), (2, 31), (5, 64), (2, 3, 40)])
 def test_shapes(codec, shape):
     value = normal(*shape)
@@ -131,7 +135,10 @@ def test_extreme_groups(codec):
     decoded = codec.decode(codec.encode(value), (4, 64), f32)
     assert bool(decoded.isfinite().all())
     assert torch.equal(decoded[0], value[0])
-    assert float((decoded - value)[1:3].abs().max()) <= (0.5 if codec.symmetric and codec.search == "none" else 0.01) * 3
+    assert (
+        float((decoded - value)[1:3].abs().max())
+        <= (0.5 if codec.symmetric and codec.search == "none" else 0.01) * 3
+    )
     assert float((decoded - value)[3].abs().max()) <= 340.0
 
 
@@ -175,7 +182,15 @@ def test_the_result_does_not_depend_on_how_rows_are_split(monkeypatch):
 
 @pytest.mark.parametrize(
     "options",
-    [{"bits": 1}, {"bits": 9}, {"bits": True}, {"group": -1}, {"search": "best"}, {"zero": "half"}, {"scale": "bf16"}],
+    [
+        {"bits": 1},
+        {"bits": 9},
+        {"bits": True},
+        {"group": -1},
+        {"search": "best"},
+        {"zero": "half"},
+        {"scale": "bf16"},
+    ],
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(UsageError) as caught:
@@ -185,4 +200,7 @@ def test_bad_options_are_refused(options):
 
 def test_specs():
     assert AffineCodec().spec == "int4{group=64}"
-    assert AffineCodec(3, 0, True, "none", scale="f32").spec == "int3{group=0,symmetric=true,search=none,scale=f32}"
+    assert (
+        AffineCodec(3, 0, True, "none", scale="f32").spec
+        == "int3{group=0,symmetric=true,search=none,scale=f32}"
+    )

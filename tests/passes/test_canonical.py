@@ -196,7 +196,9 @@ def test_a_recipe_names_what_was_folded():
     texts = ["aten.neg(w)", "aten.abs(w)"]
     names = set()
     for text in texts:
-        program = parse(f"def main(x: f32[4]):\n    w: f32[4] = const('w')\n    a = {text}\n    y = aten.add(x, a)\n    return y\n")
+        program = parse(
+            f"def main(x: f32[4]):\n    w: f32[4] = const('w')\n    a = {text}\n    y = aten.add(x, a)\n    return y\n"
+        )
         weights, _, _ = values_for(program)
         again = [Fold().apply(program, weights, Log()).constants()[0].name for _ in range(2)]
         assert again[0] == again[1] and again[0].startswith("w#fold-")

@@ -16,7 +16,13 @@ from planish.passes.base import leaf_bytes
 from planish.passes.canonical.fold import Fold
 from planish.passes.canonical.passes import Canonical
 from planish.passes.compress.affine import Affine, AffineCodec
-from planish.passes.compress.encode import EncodedWeight, apply_layer_rules, encodable, encode_constants, matches
+from planish.passes.compress.encode import (
+    EncodedWeight,
+    apply_layer_rules,
+    encodable,
+    encode_constants,
+    matches,
+)
 from planish.passes.pipeline import run_pipeline
 
 TEXT = """T = dim(2, 512)
@@ -43,7 +49,14 @@ def main(ids: i64[T], image: f32[1, 8, 9, 9]):
     i = aten.convolution(image, conv, None, [1, 1], [1, 1], [1, 1])
     return c, d, e, logits, i
 """
-NAMES = ["conv.weight", "embed.weight", "layers.0.k_proj.weight", "layers.0.q_proj.weight", "right", "tall.weight"]
+NAMES = [
+    "conv.weight",
+    "embed.weight",
+    "layers.0.k_proj.weight",
+    "layers.0.q_proj.weight",
+    "right",
+    "tall.weight",
+]
 
 
 @pytest.fixture
@@ -73,7 +86,11 @@ def test_which_constants_and_in_which_layout(program):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("codec", [AffineCodec(8, 32), AffineCodec(4, 32, True), AffineCodec(6, 0, zero="float")], ids=lambda c: c.spec)
+@pytest.mark.parametrize(
+    "codec",
+    [AffineCodec(8, 32), AffineCodec(4, 32, True), AffineCodec(6, 0, zero="float")],
+    ids=lambda c: c.spec,
+)
 def test_results_stay_near_and_bytes_shrink(program, weights, codec):
     log = Log()
     before = run(program, weights, *inputs())
@@ -115,11 +132,15 @@ def test_globs(program, weights):
     assert matches("a.q_proj.weight", "*.q_proj") and matches("a.q_proj.weight", "x|a.*")
     assert not matches("a.q_proj.weight", "q_proj") and not matches("a", "")
     log = Log()
-    encode_constants(program, weights, AffineCodec(4, 32), only=("layers.*", "right"), skip="*k_proj", log=log)
+    encode_constants(
+        program, weights, AffineCodec(4, 32), only=("layers.*", "right"), skip="*k_proj", log=log
+    )
     assert sorted(n.name for n in log.notes) == ["layers.0.q_proj.weight", "right"]
 
 
-@pytest.mark.parametrize("options", [{"only": "*v_proj*"}, {"skip": "*v_proj*"}, {"only": "norm.weight"}, {"only": "right|no"}])
+@pytest.mark.parametrize(
+    "options", [{"only": "*v_proj*"}, {"skip": "*v_proj*"}, {"only": "norm.weight"}, {"only": "right|no"}]
+)
 def test_a_glob_that_matches_nothing_is_refused(program, weights, options):
     with pytest.raises(UsageError) as caught:
         encode_constants(program, weights, AffineCodec(), **options)
@@ -166,7 +187,10 @@ def test_notes_say_what_is_stored(program, weights):
     assert isinstance(note, EncodedWeight)
     assert note.nbytes == 64 * (32 + 2 + 1) and note.bits_per_weight == 8 * 35 / 64
     assert 0.07 < note.error < 0.1
-    assert str(note) == f"layers.0.q_proj.weight: int4{{group=64}}, 4.375 bits per weight, error {note.error:.4f}"
+    assert (
+        str(note)
+        == f"layers.0.q_proj.weight: int4{{group=64}}, 4.375 bits per weight, error {note.error:.4f}"
+    )
 
 
 def test_weights_in_nested_programs(weights):

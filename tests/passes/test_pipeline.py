@@ -116,7 +116,13 @@ def test_every_pass_is_verified(program, weights):
 
 @pytest.mark.parametrize(
     ("each", "tolerance", "good"),
-    [(Canonical(), 0.0, True), (Double(), 1.0, False), (Lossy(), 0.0, True), (Near(), 1e-3, True), (Near(), 1e-6, False)],
+    [
+        (Canonical(), 0.0, True),
+        (Double(), 1.0, False),
+        (Lossy(), 0.0, True),
+        (Near(), 1e-3, True),
+        (Near(), 1e-6, False),
+    ],
 )
 def test_passes_are_held_to_their_kind(program, weights, each, tolerance, good):
     check = Check([torch.randn(5, 4)], tolerance)
@@ -125,7 +131,9 @@ def test_passes_are_held_to_their_kind(program, weights, each, tolerance, good):
         assert record.difference is not None
         assert record.difference.equal == isinstance(each, Canonical)
     else:
-        with pytest.raises(GuardError, match=f"{each.name} is declared {each.kind}, but changes results") as caught:
+        with pytest.raises(
+            GuardError, match=f"{each.name} is declared {each.kind}, but changes results"
+        ) as caught:
             run_pipeline(program, weights, [each], check_each=check)
         assert caught.value.code == "PL501"
 
@@ -151,7 +159,12 @@ def test_started_is_called_before_each_pass(program, weights):
 def test_observers(program, weights):
     out = io.StringIO()
     sink = observe.to_stream(out)
-    observers = [observe.print_changed(sink), observe.print_after(sink, "can*"), observe.timing(sink), observe.statistics(sink)]
+    observers = [
+        observe.print_changed(sink),
+        observe.print_after(sink, "can*"),
+        observe.timing(sink),
+        observe.statistics(sink),
+    ]
     result = run_pipeline(program, weights, [Canonical(), Lossy()], observers=observers)
     text = out.getvalue()
     assert "--- before\n+++ after canonical" in text
@@ -178,7 +191,9 @@ def test_no_change_is_said(program, weights):
 
 def test_changes_are_coloured(program, weights):
     console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=200)
-    run_pipeline(program, weights, "canonical", observers=[observe.print_changed(observe.to_console(console))])
+    run_pipeline(
+        program, weights, "canonical", observers=[observe.print_changed(observe.to_console(console))]
+    )
     assert "\x1b[31m-" in console.file.getvalue()
     plain = Console(file=io.StringIO(), width=20)
     observe.to_console(plain)("+ a line that is longer than the console [bold]is[/bold]")

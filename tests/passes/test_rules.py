@@ -41,7 +41,7 @@ def test_exact_rule_keeps_every_bit(each: Rule) -> None:
     left, right = each.example_sides()
     assert right is not None
     inputs = tuple(n for n in topological([left]) if n.op == "input")
-    binding = {s: 5 for s in symbols_of(tuple(n.type for n in inputs))}
+    binding = dict.fromkeys(symbols_of(tuple(n.type for n in inputs)), 5)
     for seed in range(4):
         values = [special(n.tensor, binding, seed + i) for i, n in enumerate(inputs)]
         a, b = run(Program("sides", inputs, (left, right)), Weights(), *values)

@@ -40,7 +40,11 @@ class Everything(Pass):
 @pytest.fixture(autouse=True)
 def everything(monkeypatch):
     monkeypatch.setattr(registry, "BUILT_IN", {**BUILT_IN, "everything": f"{__name__}:Everything"})
-    monkeypatch.setattr(registry, "import_module", lambda name: _Here if name == __name__ else __import__(name, fromlist=["x"]))
+    monkeypatch.setattr(
+        registry,
+        "import_module",
+        lambda name: _Here if name == __name__ else __import__(name, fromlist=["x"]),
+    )
 
 
 class _Here:

@@ -73,7 +73,7 @@ def gather_nd(x: Node, index: Node, *, batch_dims: int = 0, at: At) -> Result:
     return aten.index(x, _coordinates(x, index, batch_dims, at))
 
 
-@onnx_op("ScatterElements", "Scatter")
+@onnx_op("ScatterElements")
 def scatter_elements(
     x: Node, index: Value, updates: Node, *, axis: int = 0, reduction: str = "none", at: At
 ) -> Result:

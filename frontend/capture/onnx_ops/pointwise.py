@@ -325,7 +325,7 @@ def hardmax(x: Node, *, axis: int = -1) -> Result:
 @onnx_op("Where")
 def where(condition: Node, a: Value, b: Value, *, at: At) -> Result:
     """a where the condition holds, else b"""
-    first, second = (convert(at, v, "Operand", "a choice") for v in (a, b))
+    first, second = (convert(at, v, "Operand", "a choice", condition.rank) for v in (a, b))
     if not isinstance(first, Node) and not isinstance(second, Node):
         first = at.node_of(a)
     return aten.where(condition, first, second)

@@ -55,7 +55,32 @@ def _read(proto: onnx.ModelProto, folder: Path | None, where: str, data: bytes) 
         model = onnx_ir.from_proto(proto)
     except Exception as error:
         raise CaptureError("PL141", f"the model is not valid: {_first_line(error)}", where=where) from None
+    _check_names(model, where)
     return Read(model, folder, where, hashlib.sha256(data).hexdigest() if data else "")
+
+
+def _check_names(model: onnx_ir.Model, where: str) -> None:
+    """Refuse names that are not text; protobuf hands them over as bytes."""
+    graphs: list[Any] = [model.graph, *model.graph.subgraphs(), *model.functions.values()]
+    for graph in graphs:
+        values = [*graph.inputs, *graph.outputs]
+        names: list[Any] = [d for v in values for d in _dimension_names(v)]
+        for node in graph:
+            values += [v for v in (*node.inputs, *node.outputs) if v is not None]
+            names += [node.name, node.op_type, node.domain, node.overload, *node.attributes]
+        for name in (*names, *(v.name for v in values)):
+            if isinstance(name, bytes):
+                raise CaptureError(
+                    "PL141", f"the model is not valid: the name {name[:40]!r} is not UTF-8", where=where
+                )
+
+
+def _dimension_names(value: onnx_ir.Value) -> list[Any]:
+    return (
+        [d.value for d in value.shape.dims if isinstance(d, onnx_ir.SymbolicDim)]
+        if value.shape is not None
+        else []
+    )
 
 
 def opset_of(imports: Any) -> int:

@@ -187,13 +187,14 @@ class Handler:
     def call(self, at: At, inputs: list[Value | None], attributes: Mapping[str, Any]) -> Result:
         """Run the handler on values; refuses inputs and attributes that it does not take."""
         given: list[Any] = []
+        rank = max((v.rank for v in inputs if isinstance(v, Node)), default=0)
         for index, (name, kind, optional) in enumerate(self.inputs):
             value = inputs[index] if index < len(inputs) else None
             if value is None:
                 at.need(optional, f"the input {name!r} is missing", "PL141")
                 given.append(None)
                 continue
-            given.append(convert(at, value, kind, name))
+            given.append(convert(at, value, kind, name, rank))
         operands = [i for i, (_, kind, _) in enumerate(self.inputs) if kind == "Operand"]
         if operands and not any(isinstance(g, Node) for g in given):
             given[operands[0]] = at.node_of(inputs[operands[0]])
@@ -223,12 +224,12 @@ _REQUIRED = object()
 HANDLERS: dict[str, Handler] = {}
 
 
-def convert(at: At, value: Value | None, kind: str, what: str) -> Any:
-    """A value in the form that a parameter asks for."""
+def convert(at: At, value: Value | None, kind: str, what: str, rank: int = 0) -> Any:
+    """A value in the form that a parameter asks for; ``rank`` is that of the tensors which it meets."""
     if kind == "Value":
         return value
     if kind == "Operand":
-        if isinstance(value, Known) and len(value.items) == 1 and value.rank == 0:
+        if isinstance(value, Known) and len(value.items) == 1 and value.rank <= rank and value.whole:
             return value.items[0]
         return at.node_of(value)
     if kind == "Sizes":

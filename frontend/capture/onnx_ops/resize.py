@@ -75,23 +75,16 @@ def resize(
 def _target(
     x: Node, places: list[int], scales: Value | None, sizes: Value | None, policy: str, at: At
 ) -> tuple[list[Size], list[float | None]]:
-    """The lengths of the result, and the factors that ONNX computes coordinates with (None: from the lengths)."""
+    """The lengths of the result, and ONNX's factors for coordinates (None: the ratio of the lengths)."""
     target: list[Size] = list(x.shape)
     factors: list[float | None] = [1.0] * x.rank
     if scales is not None and not (isinstance(scales, Known) and not scales.items):
         given = at.sizes(scales, "the input 'scales'")
         at.need(len(given) == len(places), f"{len(given)} scales for {len(places)} axes", "PL141")
         for axis, each in zip(places, given, strict=True):
-            factor = float(each)
-            length = x.shape[axis]
-            if isinstance(length, int):
-                target[axis], factors[axis] = math.floor(length * factor + 1e-9), factor
-            elif factor == int(factor):
-                target[axis], factors[axis] = types.size(length * int(factor)), factor
-            elif 1 / factor == int(1 / factor):
-                target[axis], factors[axis] = types.floor_div(length, int(1 / factor)), None
-            else:
-                at.refuse(f"the factor {factor} of the dynamic length {length}")
+            if not isinstance(each, (int, float)):
+                at.refuse(f"the factor {each} is dynamic")
+            target[axis], factors[axis] = _scaled(x.shape[axis], float(each), at)
         return target, factors
     wanted = at.sizes(sizes, "the input 'sizes'")
     at.need(len(wanted) == len(places), f"{len(wanted)} sizes for {len(places)} axes", "PL141")
@@ -113,34 +106,48 @@ def _target(
     return target, factors
 
 
+def _scaled(length: Size, factor: float, at: At) -> tuple[Size, float | None]:
+    """A length times a factor, cut to a whole number."""
+    if isinstance(length, int):
+        return math.floor(length * factor + 1e-9), factor
+    whole = factor if factor >= 1 else 1 / factor if factor > 0 else 0.5
+    if whole != int(whole):
+        at.refuse(f"the factor {factor} of the dynamic length {length}")
+    if factor >= 1:
+        return types.size(length * int(whole)), None if factor > 1 else 1.0
+    want = types.floor_div(length, int(whole))
+    return want, None if equal(types.size(want * int(whole)), length) else factor
+
+
 def _whole(x: Node, target: list[Size], factors: list[float | None], style: Style) -> Node | None:
     """One ATen operation that computes the same, if there is one: two last axes, factor = ratio of the lengths."""
     if x.rank != 4 or not x.dtype.is_float or style.antialias or style.outside:
         return None
     if not all(equal(x.shape[i], target[i]) and factors[i] == 1.0 for i in (0, 1)):
         return None
-    for i in (2, 3):
-        factor, length, want = factors[i], x.shape[i], target[i]
-        if factor is None:
-            if not equal(want, length) and isinstance(length, int) and isinstance(want, int):
-                return None
-            if isinstance(want, int) and want == 1:
-                return None
-        elif isinstance(length, int) and isinstance(want, int):
-            if abs(length * factor - want) > 1e-6 * want or want <= 1:
-                return None
-    output = (target[2], target[3])
-    exact = all(f is not None for f in factors)
-    if style.mode == "nearest":
-        if style.coordinates == "asymmetric" and style.nearest == "floor" and exact:
-            return aten.upsample_nearest2d(x, output)
+    if not all(_is_ratio(x.shape[i], target[i], factors[i]) for i in (2, 3)):
         return None
+    output = (target[2], target[3])
+    if style.mode == "nearest":
+        floor = style.coordinates == "asymmetric" and style.nearest == "floor"
+        return aten.upsample_nearest2d(x, output) if floor else None
     corners = style.coordinates == "align_corners"
-    if not corners and not (style.coordinates in ("half_pixel", "pytorch_half_pixel") and exact):
+    if not corners and style.coordinates not in ("half_pixel", "pytorch_half_pixel"):
         return None
     if style.mode == "linear":
         return aten.upsample_bilinear2d(x, output, corners)
     return aten.upsample_bicubic2d(x, output, corners) if style.cubic == -0.75 else None
+
+
+def _is_ratio(length: Size, want: Size, factor: float | None) -> bool:
+    """True if the factor is the ratio of the lengths, and the result has more than one element."""
+    if isinstance(want, int) and want <= 1:
+        return False
+    if factor is None:
+        return True
+    if isinstance(length, int) and isinstance(want, int):
+        return abs(length * factor - want) <= 1e-6 * want
+    return factor == 1.0 and equal(length, want)
 
 
 def _coordinates(length: int, want: int, factor: float, style: Style, ends: tuple[float, float]) -> Array:
@@ -232,14 +239,6 @@ def _axis(x: Node, axis: int, taps: tuple[Array, Array, Array], style: Style, at
         outside = aten.gt(number(beyond.astype(np.float64), "outside"), 0.5)
         total = aten.where(outside, style.extrapolation, total)
     return total
-
-
-@onnx_op("Upsample")
-def upsample(x: Node, scales: Value, *, mode: str = "nearest", at: At) -> Result:
-    """The form of Resize before opset 10"""
-    return resize(
-        x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor", at=at
-    )
 
 
 @onnx_op("GridSample")

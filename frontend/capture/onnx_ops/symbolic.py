@@ -6,7 +6,9 @@ not decide; then the operator is captured as tensor code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -54,16 +56,30 @@ def evaluate(name: str, inputs: list[Known | None], attributes: Attributes, outp
 
 def _elementwise(f: Callable[..., Any], dtype: DType | None = None) -> Evaluate:
     def apply(*inputs: Known) -> Known | None:
-        if inputs[0].dtype.is_float and dtype is None:
+        if inputs[-1].dtype.is_float and all(x.numeric for x in inputs):
             return None  # rounding is the business of tensor code
         arrays = np.broadcast_arrays(*(x.array for x in inputs))
         out = np.empty(arrays[0].shape, dtype=object)
         kind = dtype or inputs[-1].dtype
         for place in np.ndindex(*arrays[0].shape):
-            out[place] = wrapped(kind, f(*(a[place] for a in arrays)))
+            result = f(*(_exact(a[place]) for a in arrays))
+            plain = kind.is_float and (isinstance(result, int) or getattr(result, "is_Number", False))
+            out[place] = float(result) if plain else wrapped(kind, result)
         return Known(kind, out)
 
     return apply
+
+
+def _exact(value: Any) -> Any:
+    """A floating-point number that meets sizes as a whole number or simple fraction."""
+    if not isinstance(value, float):
+        return value
+    if value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    parts = Fraction(value) if math.isfinite(value) else Fraction(0)
+    if not 1 < parts.denominator <= 64:
+        raise Undecided
+    return sympy.Rational(parts.numerator, parts.denominator)
 
 
 def _truncated(a: Any, b: Any) -> Any:
@@ -109,7 +125,9 @@ def _at_least(a: Any, b: Any) -> bool:
 def _size(f: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     def apply(a: Any, b: Any) -> Any:
         result = f(a, b)
-        return types.size(result) if isinstance(result, sympy.Basic) else result
+        if isinstance(result, sympy.Basic):
+            return sympy.expand(result) if not result.is_integer else types.size(result)
+        return result
 
     return apply
 
@@ -127,7 +145,27 @@ def _reduced(f: Callable[[Any, Any], Any]) -> Callable[..., Any]:
 SYMBOLIC["Add"] = _elementwise(_size(lambda a, b: a + b))
 SYMBOLIC["Sub"] = _elementwise(_size(lambda a, b: a - b))
 SYMBOLIC["Mul"] = _elementwise(_size(lambda a, b: a * b))
-SYMBOLIC["Div"] = _elementwise(_truncated)
+
+
+@symbolic("Div")
+def _div(a: Known, b: Known) -> Known | None:
+    if not a.dtype.is_float:
+        return _elementwise(_truncated)(a, b)
+    return _elementwise(_quotient)(a, b)
+
+
+def _quotient(a: Any, b: Any) -> Any:
+    if not isinstance(b, (int, sympy.Rational)) or b == 0:
+        raise Undecided
+    return sympy.expand(sympy.sympify(a) / b)
+
+
+def _floor(value: Any) -> Any:
+    return types.size(sympy.floor(value)) if isinstance(value, sympy.Basic) else math.floor(value)
+
+
+SYMBOLIC["Floor"] = _elementwise(_floor)
+SYMBOLIC["Ceil"] = _elementwise(lambda v: types.size(-_floor(-v)))
 SYMBOLIC["Pow"] = _elementwise(_power)
 SYMBOLIC["Max"] = _elementwise(_reduced(types.maximum))
 SYMBOLIC["Min"] = _elementwise(_reduced(types.minimum))
@@ -180,7 +218,11 @@ def cast_known(x: Known, dtype: DType) -> Known | None:
                 if at_least(v, 1):
                     return True
                 raise Undecided
-            return v
+            if dtype.is_float or v.is_integer:
+                return v
+            if not types.bounds(v)[0] >= 0:
+                raise Undecided
+            return _floor(v)
         if dtype is boolean:
             return bool(v)
         if dtype.is_float:

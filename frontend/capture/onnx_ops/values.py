@@ -18,7 +18,7 @@ import sympy
 from planish.errors import CaptureError
 from planish.ir.namespace import aten
 from planish.ir.node import Node
-from planish.ir.types import DTYPES, DType, Size
+from planish.ir.types import DTYPES, DType, Size, size
 
 KNOWN_LIMIT = 1024
 """Most elements of a known integer or bool array."""
@@ -58,6 +58,11 @@ class Known:
     def numeric(self) -> bool:
         """True if no element is a symbolic size."""
         return not any(isinstance(v, sympy.Basic) for v in self.array.reshape(-1))
+
+    @property
+    def whole(self) -> bool:
+        """True if no element is a fraction of a size, such as ``T/2``, which no argument of an operation can be."""
+        return all(not isinstance(v, sympy.Basic) or v.is_integer for v in self.array.reshape(-1))
 
     def numbers(self) -> np.ndarray[Any, Any]:
         """The array as one of float64, int64, uint64 or bool."""
@@ -126,7 +131,7 @@ def full_like_items(value: Known) -> Node | None:
     """A creation operation that yields a known array without stored data; None if there is no short one."""
     items = value.items
     first = items[0] if items else 0
-    if all(_same(first, v) for v in items):
+    if value.whole and all(_same(first, v) for v in items):
         return aten.full(value.shape, first, value.dtype)
     if value.rank == 1 and value.numeric and value.dtype.is_integer:
         step = items[1] - items[0]
@@ -137,7 +142,11 @@ def full_like_items(value: Known) -> Node | None:
 
 def symbolic_node(value: Known) -> Node:
     """A tensor made of sizes, one by one."""
-    parts = [aten.full((1,), v, value.dtype) for v in value.items]
+    parts = []
+    for v in value.items:
+        top, bottom = sympy.fraction(sympy.together(v)) if isinstance(v, sympy.Basic) else (v, 1)
+        part = aten.full((1,), size(top) if isinstance(top, sympy.Basic) else top, value.dtype)
+        parts.append(part if bottom == 1 else aten.div(part, aten.full((1,), size(bottom), value.dtype)))
     return aten.view(aten.cat(parts, 0), value.shape)
 
 
