@@ -88,7 +88,9 @@ def make_options(
 ) -> config.CompileOptions:
     """The options of a compilation as checked values."""
     if progress is not None and not callable(progress):
-        raise UsageError("PL824", f"progress={progress!r} cannot be called", hint="give a function of name and seconds")
+        raise UsageError(
+            "PL824", f"progress={progress!r} cannot be called", hint="give a function of name and seconds"
+        )
     kind, backend = config.read_target(target)
     policy = config.cache_policy(cache_dir)
     return config.CompileOptions(
@@ -105,7 +107,9 @@ def make_options(
     )
 
 
-def _compile(model: Any, options: config.CompileOptions, example_inputs: Any, dynamic_shapes: Any) -> Compiled:
+def _compile(
+    model: Any, options: config.CompileOptions, example_inputs: Any, dynamic_shapes: Any
+) -> Compiled:
     from planish.frontend.cache import cached
     from planish.frontend.compilation import Phases
 

@@ -28,7 +28,11 @@ class Usage:
 
 
 def cached(
-    model: Any, options: CompileOptions, example_inputs: Any, dynamic_shapes: Any, make: Callable[[], Compiled]
+    model: Any,
+    options: CompileOptions,
+    example_inputs: Any,
+    dynamic_shapes: Any,
+    make: Callable[[], Compiled],
 ) -> Compiled:
     """The artifact of an earlier run, or what ``make`` makes, which is kept for later runs.
 

@@ -109,11 +109,15 @@ def example_feeds(program: Program, seed: int, sizes: dict[str, int] | None = No
     unknown = set(sizes or {}) - {s.name for s in program.symbols}
     if unknown:
         names = ", ".join(s.name for s in program.symbols) or "none"
-        raise UsageError("PL824", f"there is no dimension {', '.join(sorted(unknown))}", hint=f"dimensions: {names}")
+        raise UsageError(
+            "PL824", f"there is no dimension {', '.join(sorted(unknown))}", hint=f"dimensions: {names}"
+        )
     feeds = {}
     for index, leaf in enumerate(program.inputs):
         value = example_value(leaf.tensor, binding, seed + index)
-        feeds[leaf.name] = torch.ones_like(value) if "mask" in leaf.name and not leaf.dtype.is_float else value
+        feeds[leaf.name] = (
+            torch.ones_like(value) if "mask" in leaf.name and not leaf.dtype.is_float else value
+        )
     return feeds
 
 

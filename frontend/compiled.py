@@ -118,7 +118,11 @@ class Compiled:
 
             return tokenizer_files(self._made.captured.tokenizer)
         artifact = self._opened().artifact
-        return {n.removeprefix("tokenizer/"): artifact.read(n) for n in artifact.names if n.startswith("tokenizer/")}
+        return {
+            n.removeprefix("tokenizer/"): artifact.read(n)
+            for n in artifact.names
+            if n.startswith("tokenizer/")
+        }
 
     @property
     def entry_points(self) -> Mapping[str, EntryPoint]:
@@ -153,7 +157,9 @@ class Compiled:
         found = rows.get(name) or rows.get(f"{name}.weight")
         if found is not None:
             return found
-        chosen = tuple(r for n, r in rows.items() if any(fnmatchcase(x, name) for x in (n, n.removesuffix(".weight"))))
+        chosen = tuple(
+            r for n, r in rows.items() if any(fnmatchcase(x, name) for x in (n, n.removesuffix(".weight")))
+        )
         if not chosen:
             near = difflib.get_close_matches(name, rows, 3)
             raise UsageError(
@@ -275,7 +281,9 @@ def _entry(program: Program) -> EntryPoint:
     """The entry point of a program that has not been lowered or is not loaded yet."""
     if program.states:
         raise UsageError(
-            "PL823", "programs with states are not supported by the target eager", hint="use target='onnxruntime'"
+            "PL823",
+            "programs with states are not supported by the target eager",
+            hint="use target='onnxruntime'",
         )
     names = program.output_names or tuple(f"output{i}" for i in range(len(program.outputs)))
     inputs = tuple(Value(leaf.name, parse_type(str(leaf.tensor))) for leaf in program.inputs)

@@ -99,7 +99,9 @@ def read_passes(passes: Any) -> tuple[Pass, ...]:
         if not wrong:
             return ready
         raise UsageError("PL824", f"passes holds {_short(wrong[0])}, which is no pass")
-    raise UsageError("PL824", f"passes={_short(passes)}", hint="give 'auto', 'none', a pipeline or a list of passes")
+    raise UsageError(
+        "PL824", f"passes={_short(passes)}", hint="give 'auto', 'none', a pipeline or a list of passes"
+    )
 
 
 def read_layers(layers: Any) -> tuple[Rule, ...]:
@@ -107,7 +109,11 @@ def read_layers(layers: Any) -> tuple[Rule, ...]:
     if layers is None:
         return ()
     if isinstance(layers, (str, Mapping)) or not isinstance(layers, Sequence):
-        raise UsageError("PL824", f"layers={_short(layers)} is not a list of rules", hint="layers=[{'match': ..., 'bits': ...}]")
+        raise UsageError(
+            "PL824",
+            f"layers={_short(layers)} is not a list of rules",
+            hint="layers=[{'match': ..., 'bits': ...}]",
+        )
     for index, rule in enumerate(layers):
         if not isinstance(rule, Mapping):
             raise UsageError("PL824", f"layer rule {index + 1} is {_short(rule)}, not a table")
@@ -143,12 +149,14 @@ def _backend_options(kind: str, text: str) -> Any:
         return None
     from planish.backends.ort.options import OrtOptions
 
-    known = {f.name: type(f.default) for f in fields(OrtOptions)}
+    known: dict[str, Any] = {f.name: type(f.default) for f in fields(OrtOptions)}
     given: dict[str, Any] = {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         key, _, value = part.partition("=")
         if key not in known or key in given:
-            raise UsageError("PL825", f"target option '{part}'", hint=f"options of {kind}: {', '.join(known)}")
+            raise UsageError(
+                "PL825", f"target option '{part}'", hint=f"options of {kind}: {', '.join(known)}"
+            )
         try:
             kind_of = known[key]
             given[key] = {"true": True, "false": False}[value] if kind_of is bool else kind_of(value)
@@ -190,5 +198,7 @@ def read_config(path: Path, known: Iterable[str]) -> dict[str, Any]:
     names = list(known)
     for key in made:
         if key not in names:
-            raise UsageError("PL830", f"unknown key '{key}'", where=str(path), hint=f"keys: {', '.join(names)}")
+            raise UsageError(
+                "PL830", f"unknown key '{key}'", where=str(path), hint=f"keys: {', '.join(names)}"
+            )
     return made

@@ -38,10 +38,18 @@ def _compile(graph: torch.fx.GraphModule, inputs: list[Any], options: dict[str, 
     from planish.frontend.api import compile as compile_model
 
     if torch.is_grad_enabled() and any(isinstance(i, torch.Tensor) and i.requires_grad for i in inputs):
-        raise UsageError("PL829", "inputs or weights need gradients, which a compiled graph has not", hint="call the model under torch.no_grad()")
+        raise UsageError(
+            "PL829",
+            "inputs or weights need gradients, which a compiled graph has not",
+            hint="call the model under torch.no_grad()",
+        )
     unknown = set(options) - {"target", "passes", "layers", "seed"}
     if unknown:
-        raise UsageError("PL824", f"unknown options {', '.join(sorted(unknown))}", hint="known: target, passes, layers, seed")
+        raise UsageError(
+            "PL824",
+            f"unknown options {', '.join(sorted(unknown))}",
+            hint="known: target, passes, layers, seed",
+        )
     frozen = _Frozen(graph, inputs)
     if not frozen.places:
         raise UsageError("PL829", "the graph reads no tensor but its weights")
@@ -110,4 +118,6 @@ class _Frozen(torch.nn.Module):
         """The graph on its tensors, with everything else in place."""
         given: dict[int, Any] = dict(zip(self.places, inputs, strict=True)) | self.fixed
         given |= {i: given[place].shape[axis] for i, (place, axis) in self.sizes.items()}
-        return self.graph_module(*(given[i] if i in given else getattr(self, f"weight_{i}") for i in range(self.count)))
+        return self.graph_module(
+            *(given[i] if i in given else getattr(self, f"weight_{i}") for i in range(self.count))
+        )

@@ -15,7 +15,6 @@ from planish.runtime.session import load as load_session
 if TYPE_CHECKING:
     from planish.frontend.compiled import Compiled
 
-FORMATS = ("planish", "onnx")
 SELFTEST_RTOL, SELFTEST_ATOL = 1e-3, 1e-3
 """How far a self-test may be off on another machine: relative, and as a share of the largest value."""
 
@@ -27,15 +26,24 @@ def export(compiled: Compiled, path: str | os.PathLike[str], *, format: str, ove
     """Write a compiled model; what fails leaves nothing at the destination."""
     target = Path(path)
     if format in ("so", "mlir"):
-        raise UsageError("PL823", f"format={format!r} is not supported by this version", hint=f"known: {', '.join(FORMATS)}")
-    if format not in FORMATS:
-        raise UsageError("PL827", f"unknown format {format!r}", hint=f"known: {', '.join(FORMATS)}")
+        raise UsageError(
+            "PL823",
+            f"format={format!r} is not supported by this version",
+            hint="known: planish, onnx",
+        )
+    if format not in ("planish", "onnx"):
+        raise UsageError("PL827", f"unknown format {format!r}", hint="known: planish, onnx")
     if target.exists() and not overwrite:
         raise ArtifactError(
-            "PL614", "the destination exists already", where=str(target), hint="pass overwrite=True to replace it"
+            "PL614",
+            "the destination exists already",
+            where=str(target),
+            hint="pass overwrite=True to replace it",
         )
     begin = perf_counter()
-    written = _onnx(compiled, target, overwrite) if format == "onnx" else _artifact(compiled, target, overwrite)
+    written = (
+        _onnx(compiled, target, overwrite) if format == "onnx" else _artifact(compiled, target, overwrite)
+    )
     if compiled._report is not None:
         compiled._report = compiled._report.with_phase("export", perf_counter() - begin)
     return written

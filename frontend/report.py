@@ -1,4 +1,4 @@
-"""What a compilation did: phases, sizes, rewrites and a row for each weight. Plain values, printed and written as JSON."""
+"""What a compilation did, as plain values: phases, sizes, rewrites and a row for each weight."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Layer:
 
     def __str__(self) -> str:
         lost = f", error {self.error:.4f}" if self.error else ""
-        return f"{self.name}: {self.type} as {self.codec}, {self.bits:.3f} bits, {self.bytes:,} bytes{lost}; {self.reason}"
+        size = f"{self.bits:.3f} bits, {self.bytes:,} bytes"
+        return f"{self.name}: {self.type} as {self.codec}, {size}{lost}; {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,9 @@ def _layers(before: Program, result: Result) -> tuple[Layer, ...]:
         if note is not None and not encoded:
             reason = "kept: the codes would not be smaller"
         error = note.error if note is not None and encoded else 0.0
-        rows.append(Layer(name, str(kind), codec, round(8 * stored / count, 4), stored, float(f"{error:.6g}"), reason))
+        rows.append(
+            Layer(name, str(kind), codec, round(8 * stored / count, 4), stored, float(f"{error:.6g}"), reason)
+        )
     return tuple(rows)
 
 
@@ -162,5 +165,6 @@ def summary_rows(layers: Sequence[Layer]) -> list[tuple[str, int, int, float]]:
     for layer in layers:
         table.setdefault(layer.codec, []).append(layer)
     return [
-        (codec, len(rows), sum(r.bytes for r in rows), max(r.error for r in rows)) for codec, rows in table.items()
+        (codec, len(rows), sum(r.bytes for r in rows), max(r.error for r in rows))
+        for codec, rows in table.items()
     ]

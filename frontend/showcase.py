@@ -145,9 +145,12 @@ class Showcase:
 
     def _store(self, name: str, pipeline: str, captured: Captured) -> Report:
         """Compile and write one artifact."""
-        with self._step(f"compile {name}"), api.compile_captured(
-            captured, api.make_options(passes=pipeline, target=TARGET, seed=self.seed)
-        ) as compiled:
+        with (
+            self._step(f"compile {name}"),
+            api.compile_captured(
+                captured, api.make_options(passes=pipeline, target=TARGET, seed=self.seed)
+            ) as compiled,
+        ):
             compiled.export(self._path(name), overwrite=True)
             return compiled.report
 

@@ -82,7 +82,9 @@ def held_out(tokens: Tokens, count: int) -> Tokens:
     """Windows ``[count // WINDOW, WINDOW]`` from the second half of a text; the first half is for calibration."""
     half = tokens[len(tokens) // 2 :]
     if len(half) < count or count % WINDOW:
-        raise GuardError("PL512", f"{count} tokens are no whole windows of {WINDOW}, or the text is too short")
+        raise GuardError(
+            "PL512", f"{count} tokens are no whole windows of {WINDOW}, or the text is too short"
+        )
     return half[:count].reshape(-1, WINDOW)
 
 
@@ -101,7 +103,7 @@ def perplexity(run: Run, windows: Tokens, batch: int = 1) -> float:
 
 def runner(compiled: Compiled) -> Run:
     """What computes logits from tokens, of a compiled language model."""
-    return lambda tokens: compiled.run({"input_ids": tokens})["logits"]  # type: ignore[no-any-return]
+    return lambda tokens: compiled.run({"input_ids": tokens})["logits"]
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,17 @@ def rescaled(weights: Weights, heads: Heads, seed: int = 0) -> Weights:
         return torch.exp(math.log(LOW) + drawn * (math.log(HIGH) - math.log(LOW))).float()
 
     scale: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {}
-    layers = sorted({n.rpartition(".self_attn.q_proj.weight")[0] for n in weights if n.endswith("self_attn.q_proj.weight")})
+    layers = sorted(
+        {
+            n.rpartition(".self_attn.q_proj.weight")[0]
+            for n in weights
+            if n.endswith("self_attn.q_proj.weight")
+        }
+    )
     for layer in layers:
         hidden = int(weights.type(f"{layer}.input_layernorm.weight").numel)
-        value_rows, inner = (int(weights.type(f"{layer}.{n}.weight").shape[0]) for n in ("self_attn.v_proj", "mlp.up_proj"))
+        value_rows = int(weights.type(f"{layer}.self_attn.v_proj.weight").shape[0])
+        inner = int(weights.type(f"{layer}.mlp.up_proj.weight").shape[0])
         first, second, across, value = factors(hidden), factors(hidden), factors(inner), factors(value_rows)
         shared = value.reshape(heads.keys, -1).repeat_interleave(heads.queries // heads.keys, 0).reshape(-1)
         scale |= {
@@ -190,7 +199,11 @@ def prefill(runs: Sequence[Run], tokens: Tokens, rounds: int = 5) -> Speed:
     rates = [[tokens.size / s for s in each] for each in seconds]
     ratios = [statistics.median(a / b for a, b in zip(each, rates[0], strict=True)) for each in rates]
     return Speed(
-        tuple(map(statistics.median, rates)), tuple(map(min, rates)), tuple(map(max, rates)), tuple(ratios), rounds
+        tuple(map(statistics.median, rates)),
+        tuple(map(min, rates)),
+        tuple(map(max, rates)),
+        tuple(ratios),
+        rounds,
     )
 
 
@@ -224,7 +237,9 @@ assert "torch" not in sys.modules
 
 def memory(artifact: Path, tokens: int = 64) -> Memory:
     """The memory of a fresh process that loads an artifact and runs it on a prompt (Linux only)."""
-    done = subprocess.run([sys.executable, "-c", _PROBE, str(artifact), str(tokens)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _PROBE, str(artifact), str(tokens)], capture_output=True, text=True
+    )
     if done.returncode:
         raise BackendError("PL724", f"the process that measures memory failed: {done.stderr.strip()[-300:]}")
     resident, peak, before = map(int, done.stdout.split())

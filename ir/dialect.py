@@ -73,8 +73,9 @@ def _parameter(text: str) -> Parameter:
 
 
 def define(
-    name: str, signature: str, rule: Callable[..., Any], *, torch: str | Callable[..., Any] = "", commutative: bool = False,
-    pointwise: bool = False, doc: str = "", canonical: Callable[..., tuple[Any, ...]] | None = None,
+    name: str, signature: str, rule: Callable[..., Any], *, torch: str | Callable[..., Any] = "",
+    commutative: bool = False, pointwise: bool = False,
+    doc: str = "", canonical: Callable[..., tuple[Any, ...]] | None = None,
 ) -> Operation:  # fmt: skip
     """Add a row; ``torch`` is the ATen overload (default: the one named like the row) or an eager function."""
     if name in OPERATIONS:

@@ -22,7 +22,9 @@ def gelu(x: Tensor, approximate: str) -> Tensor:
     return F.gelu(x, approximate=approximate)
 
 
-def scatter_reduce(x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, include_self: bool) -> Tensor:
+def scatter_reduce(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, include_self: bool
+) -> Tensor:
     """Values combined along one axis."""
     return torch.scatter_reduce(x, dim, index, source, reduce, include_self=include_self)
 
@@ -90,8 +92,8 @@ def arange(start: Any, end: Any, step: Any, dtype: torch.dtype) -> Tensor:
 
 
 def convolution(
-    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any,
-    groups: int,
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+    output_padding: Any, groups: int,
 ) -> Tensor:  # fmt: skip
     """Convolution over one to three axes."""
     extra = output_padding or (0,) * (x.dim() - 2)

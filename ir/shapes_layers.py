@@ -142,7 +142,7 @@ def channel_norm(x: TensorType, *rest: Any) -> TensorType:
 def attention(
     q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None = None, *_: Any
 ) -> TensorType:
-    """Attention of ``q [..., H, S, D]`` over ``k [..., Hk, T, D]`` and ``v [..., Hk, T, Dv]``; H is a multiple of Hk."""
+    """Attention of ``q [..., H, S, D]`` over ``k [..., Hk, T, D]`` and ``v [..., Hk, T, Dv]``, H = n*Hk."""
     need(q.rank >= 2 and k.rank == q.rank and v.rank == q.rank, "q, k and v need one rank")
     same(q.shape[-1], k.shape[-1], "head sizes of q and k")
     same(k.shape[-2], v.shape[-2], "lengths of k and v")

@@ -125,6 +125,9 @@ def floor_div(a: Size, b: Size) -> Size:
     """``a // b`` in canonical form: exact quotients lose the floor, nested floors become one."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b
+    plain = without_mod(a)
+    if plain != a and equal(size(b * (quotient := floor_div(plain, b))), plain):  # such as (T + -T%4)//4
+        return quotient
     quotient = sympy.cancel(sympy.sympify(a) / b)
     top, bottom = sympy.fraction(sympy.together(quotient))
     if not bottom.is_Integer:
@@ -142,11 +145,19 @@ def floor_div(a: Size, b: Size) -> Size:
 
 
 @lru_cache(maxsize=65536)
+def without_mod(value: Size) -> Size:
+    """The same size with ``a % b`` spelled ``a - b*(a//b)``."""
+    if isinstance(value, int) or not value.has(sympy.Mod):
+        return value
+    return size(value.replace(sympy.Mod, lambda a, b: a - b * floor_div(a, b)))
+
+
+@lru_cache(maxsize=65536)
 def mod(a: Size, b: Size) -> Size:
     """``a % b`` in canonical form."""
     if isinstance(a, int) and isinstance(b, int):
         return a % b
-    return size(sympy.Mod(sympy.expand(a), b))
+    return size(sympy.Mod(sympy.expand(without_mod(a)), b))
 
 
 def maximum(a: Size, b: Size) -> Size:
@@ -193,7 +204,12 @@ def _bounds(value: sympy.Expr) -> tuple[float, float]:
         return (int(value), int(value)) if value.is_Integer else (float(value), float(value))
     parts = [_bounds(a) for a in value.args]
     if isinstance(value, sympy.Add):
-        return sum(p[0] for p in parts), sum(p[1] for p in parts)
+        low, high = sum(p[0] for p in parts), sum(p[1] for p in parts)
+        if value.is_integer and any(isinstance(t.as_coeff_Mul()[1], sympy.floor) for t in value.args):
+            lowest, highest = _bounds(_relaxed(value, 1))[0], _bounds(_relaxed(value, -1))[1]
+            low = max(low, math.ceil(lowest - 1e-6)) if math.isfinite(lowest) else low
+            high = min(high, math.floor(highest + 1e-6)) if math.isfinite(highest) else high
+        return low, high
     if isinstance(value, sympy.Mul):
         low, high = 1.0, 1.0
         for a, b in parts:
@@ -215,6 +231,19 @@ def _bounds(value: sympy.Expr) -> tuple[float, float]:
     return -math.inf, math.inf
 
 
+def _relaxed(value: sympy.Add, sign: int) -> Any:
+    """A sum without its floors: not above ``value`` for sign 1, not below for -1; ``T - 2*(T//2)`` is at least 0."""
+    out = sympy.Integer(0)
+    for term in value.args:
+        factor, rest = term.as_coeff_Mul()
+        if isinstance(rest, sympy.floor):
+            rest, bottom = rest.args[0], sympy.fraction(sympy.together(rest.args[0]))[1]
+            if factor * sign > 0:
+                rest -= 1 - (1 / bottom if bottom.is_Integer else 0)
+        out += factor * rest
+    return sympy.expand(out)
+
+
 def _times(x: float, y: float) -> float:
     return 0.0 if x == 0 or y == 0 else x * y
 
@@ -223,7 +252,7 @@ def equal(a: Size, b: Size) -> bool:
     """True if the two sizes are equal for every choice of symbols, as far as expansion tells."""
     if isinstance(a, int) and isinstance(b, int):
         return a == b
-    return a == b or size(sympy.sympify(a) - b) == 0
+    return a == b or without_mod(size(sympy.sympify(a) - b)) == 0
 
 
 def different(a: Size, b: Size) -> bool:
@@ -329,6 +358,8 @@ def _text(e: Any) -> tuple[str, int]:
         for term in e.as_ordered_terms():
             negative = term.as_coeff_Mul()[0] < 0
             text, strength = _text(-term if negative else term)
+            if negative and not out:  # a leading minus binds tighter than // and %
+                text, strength = _wrapped(-term, _PRODUCT), _PRODUCT
             text = text if strength > _SUM else f"({text})"
             out += (" - " if out else "-") + text if negative else (" + " if out else "") + text
         return out, _SUM

@@ -48,7 +48,9 @@ def widen(
     if room != 0:
         codes = g.op("Pad", codes, g.sizes([0] * (2 * rank - 1) + [room]))
     parts = g.cast(g.reshape(codes, (*lead, as_size(words * bits)), (*lead, words, bits)), "u64")
-    columns = g.ops("Split", bits, parts, axis=rank, num_outputs=bits)
+    columns = [
+        g.op("Squeeze", c, g.ints(rank)) for c in g.ops("Split", bits, parts, axis=rank, num_outputs=bits)
+    ]
     word = columns[0]
     for i, column in enumerate(columns[1:], 1):
         word = g.op("BitwiseOr", word, g.op("BitShift", column, g.constant(8 * i, "u64"), direction="LEFT"))
@@ -60,7 +62,9 @@ def widen(
         word = g.op("BitwiseOr", stays, moved)
     if add:
         word = g.op("Add", word, g.constant(_lanes(add, to, 8 * to), "u64"))
-    out = g.cast(g.op("BitShift", word, g.constant(range(0, 8 * to, 8), "u64"), direction="RIGHT"), "u8")
+    # One shift for each byte of the words: broadcasting along a short last axis would be slow.
+    taken = [g.op("BitShift", word, g.constant(at, "u64"), direction="RIGHT") for at in range(0, 8 * to, 8)]
+    out = g.op("Concat", *(g.op("Unsqueeze", g.cast(t, "u8"), g.ints(rank)) for t in taken), axis=rank)
     return g.reshape(out, (*lead, words, to), (*lead, as_size(words * to)))
 
 

@@ -45,7 +45,9 @@ def wanted(given: Any, fallback: str) -> Wanted | None:
         return Wanted(str(name), max(int(given.min), 1), min(int(given.max), UNBOUNDED))
     if type(given).__name__ == "_DimHint" or "Dim." in repr(given):
         return Wanted(fallback) if "STATIC" not in repr(given) else None
-    raise UsageError("PL813", f"a dynamic dimension is a name, (name, low, high) or a torch Dim, got {given!r}")
+    raise UsageError(
+        "PL813", f"a dynamic dimension is a name, (name, low, high) or a torch Dim, got {given!r}"
+    )
 
 
 def wanted_axes(spec: Any, rank: int, name: str) -> dict[int, Wanted]:
@@ -90,7 +92,11 @@ class SizeTranslator:
         if name == "Add":
             return types.size(sympy.Add(*parts))
         if name == "Mul":
-            return types.product(parts) if all(types.at_least(p, 0) for p in parts) else types.size(sympy.Mul(*parts))
+            return (
+                types.product(parts)
+                if all(types.at_least(p, 0) for p in parts)
+                else types.size(sympy.Mul(*parts))
+            )
         if name == "Pow":
             return types.size(sympy.Pow(*parts))
         if name in ("FloorDiv", "CleanDiv", "IntTrueDiv"):
@@ -131,3 +137,14 @@ def required_multiple(symbol: Any, environment: Any) -> int:
                 if one.args[1].is_Integer:
                     whole = math.lcm(whole, int(one.args[1]))
     return whole
+
+
+def symbolic_axes(value: Any) -> list[tuple[int, Any]]:
+    """The axes of a traced tensor whose sizes are not numbers, with those sizes; none for anything else."""
+    shape: Any = getattr(value, "shape", ())
+    return [(i, s) for i, s in enumerate(shape) if not isinstance(s, int) and not s.node.expr.is_number]
+
+
+def free_symbols(have: Any) -> list[Any]:
+    """The symbols of a traced size, in a fixed order."""
+    return sorted(have.node.expr.free_symbols, key=str)

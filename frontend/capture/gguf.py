@@ -52,7 +52,12 @@ def _names() -> tuple[set[str], set[str]]:
 
     converted = set(GGUF_CONFIG_ARCHS)
     tables = {name for name in LISTED if name not in ("general", "tokenizer")}
-    alias = {"qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe", "gpt_oss": "gpt-oss", "minimax_m2": "minimax-m2"}
+    alias = {
+        "qwen2_moe": "qwen2moe",
+        "qwen3_moe": "qwen3moe",
+        "gpt_oss": "gpt-oss",
+        "minimax_m2": "minimax-m2",
+    }
     return tables | {alias[n] for n in tables if n in alias} | {"t5encoder"}, converted
 
 
@@ -95,12 +100,18 @@ def _config(header: Header) -> Any:
 
 
 def _fast(header: Header, config: Any) -> torch.nn.Module:
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+    )
 
     model = _empty(config, header)
     kind = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
     processor = kind(config=config.to_dict())
-    outer = _Names(model, [(n, _Names(c, [])) for n, c in model.named_children() if n == model.base_model_prefix])
+    outer = _Names(
+        model, [(n, _Names(c, [])) for n, c in model.named_children() if n == model.base_model_prefix]
+    )
     mapping = get_gguf_hf_weights_map(outer, processor)
     parsed: dict[str, Any] = {"tensors": {}}
     state: dict[str, torch.Tensor] = {}
@@ -128,7 +139,7 @@ class _Names:
 
     def state_dict(self) -> Mapping[str, Any]:
         """Parameters and buffers by name."""
-        return self._module.state_dict()  # type: ignore[no-any-return]
+        return self._module.state_dict()
 
     def named_children(self) -> list[tuple[str, Any]]:
         """The base model, where there is one."""
@@ -143,7 +154,11 @@ def _empty(config: Any, header: Header) -> Any:
     """The model without memory for its parameters."""
     transformers = _transformers()
     with torch.device("meta"), _quiet():
-        for auto in (transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM, transformers.AutoModel):
+        for auto in (
+            transformers.AutoModelForCausalLM,
+            transformers.AutoModelForSeq2SeqLM,
+            transformers.AutoModel,
+        ):
             if type(config) in auto._model_mapping:
                 return auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     raise CaptureError(
@@ -159,26 +174,32 @@ def _filled(model: Any, state: dict[str, torch.Tensor], header: Header) -> torch
         have = model.state_dict().get(name) if name not in wanted else wanted[name]
         if have is not None and have.shape != value.shape:
             raise CaptureError(
-                "PL124", f"the tensor of {name} is {list(value.shape)}, the model needs {list(have.shape)}", where=where
+                "PL124",
+                f"the tensor of {name} is {list(value.shape)}, the model needs {list(have.shape)}",
+                where=where,
             )
-    missing, unused = model.load_state_dict(state, strict=False, assign=True)
+    _, unused = model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     absent = [n for n, p in model.named_parameters() if p.is_meta]
     if absent or unused:
-        rows = [f"missing: {', '.join(absent[:5])}"] * bool(absent) + [f"left over: {', '.join(unused[:5])}"] * bool(unused)
+        rows = [f"missing: {', '.join(absent[:5])}"] * bool(absent) + [
+            f"left over: {', '.join(unused[:5])}"
+        ] * bool(unused)
         raise CaptureError("PL124", f"the tensors do not fit the model; {'; '.join(rows)}", where=where)
     _make_buffers(model)
-    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return model.eval().requires_grad_(False)
 
 
 def _make_buffers(model: Any) -> None:
     """Compute the buffers that are no part of the file, as ``from_pretrained`` does."""
     for module in model.modules():
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer is not None and buffer.is_meta:
-                module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=name not in module._non_persistent_buffers_set)
-                with torch.no_grad():
-                    model._init_weights(module)
+        absent = {name: b for name, b in module.named_buffers(recurse=False) if b is not None and b.is_meta}
+        for name, buffer in absent.items():
+            kept = name not in module._non_persistent_buffers_set
+            module.register_buffer(name, torch.zeros(buffer.shape, dtype=buffer.dtype), persistent=kept)
+        if absent:
+            with torch.no_grad():
+                model._init_weights(module)
 
 
 def _slow(header: Header, config: Any) -> torch.nn.Module:
@@ -191,8 +212,10 @@ def _slow(header: Header, config: Any) -> torch.nn.Module:
                 quantization_config=transformers.GgufConfig(dequantize=True), local_files_only=True,
             )  # fmt: skip
         except Exception as error:
-            raise CaptureError("PL124", f"cannot be loaded: {_first(error)}", where=str(header.path)) from error
-    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+            raise CaptureError(
+                "PL124", f"cannot be loaded: {_first(error)}", where=str(header.path)
+            ) from error
+    return model.eval().requires_grad_(False)
 
 
 def _first(error: BaseException) -> str:
@@ -225,7 +248,10 @@ def write_gguf_tokenizer(path: Path, folder: Path) -> Path | None:
         return None
     read_texts(header, TOKENS)  # damaged vocabularies are refused here
     from transformers import PreTrainedTokenizerFast
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import convert_gguf_tokenizer, get_gguf_tokenizer
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import (
+        convert_gguf_tokenizer,
+        get_gguf_tokenizer,
+    )
 
     with _quiet():
         try:

@@ -190,7 +190,9 @@ def _tensors(cursor: _Cursor, table: list[Any], data_start: int) -> tuple[Stored
             raise cursor.fail(f"the tensor {name!r} has the unknown element type {kind}") from None
         count = math.prod(shape)
         if shape and shape[-1] % block:
-            raise cursor.fail(f"the tensor {name!r} has rows of {shape[-1]}, which are not whole blocks of {block}")
+            raise cursor.fail(
+                f"the tensor {name!r} has rows of {shape[-1]}, which are not whole blocks of {block}"
+            )
         length = count // block * width
         if offset > cursor.size or length > cursor.size - data_start - offset:
             raise cursor.fail(f"the tensor {name!r} reaches past the end of the file")

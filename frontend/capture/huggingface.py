@@ -39,7 +39,10 @@ def load_folder(folder: Path, *, allow_pickle: bool = False) -> torch.nn.Module:
         table = json.loads(config_file.read_text())
     except OSError:
         raise CaptureError(
-            "PL126", "the folder has no config.json", where=where, hint="name the folder of a Hugging Face model"
+            "PL126",
+            "the folder has no config.json",
+            where=where,
+            hint="name the folder of a Hugging Face model",
         ) from None
     except ValueError as error:
         raise CaptureError("PL126", f"config.json is not valid JSON: {error}", where=where) from None
@@ -72,7 +75,9 @@ def _config(folder: Path) -> Any:
                 str(folder), local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # an unknown model type, a missing field, code that would have to be run
-        raise CaptureError("PL126", f"config.json is not understood: {_first(error)}", where=str(folder)) from error
+        raise CaptureError(
+            "PL126", f"config.json is not understood: {_first(error)}", where=str(folder)
+        ) from error
     config.use_cache = False
     return config
 
@@ -105,7 +110,7 @@ def _load(kind: Any, folder: Path, config: Any, allow_pickle: bool) -> torch.nn.
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise CaptureError("PL127", f"weights are missing: {', '.join(missing[:5])}", where=where)
-    return model.eval().requires_grad_(False)  # type: ignore[no-any-return]
+    return model.eval().requires_grad_(False)
 
 
 def is_transformers_model(model: Any) -> bool:
@@ -129,11 +134,15 @@ def example_inputs(model: Any) -> Examples:
         if _is_generator(model):
             return Examples({"input_ids": ids}, {"input_ids": axes})
         mask = torch.ones_like(ids)
-        return Examples({"input_ids": ids, "attention_mask": mask}, {"input_ids": axes, "attention_mask": axes})
+        return Examples(
+            {"input_ids": ids, "attention_mask": mask}, {"input_ids": axes, "attention_mask": axes}
+        )
     if main == "pixel_values":
         return Examples({"pixel_values": _image(config)}, {"pixel_values": {0: "B"}})
     raise UsageError(
-        "PL821", f"no example inputs are known for {type(model).__name__}, which reads {main}", hint="pass example_inputs"
+        "PL821",
+        f"no example inputs are known for {type(model).__name__}, which reads {main}",
+        hint="pass example_inputs",
     )
 
 
@@ -156,14 +165,25 @@ def _length(config: Any) -> tuple[str, int, int]:
     """The dimension of positions: models with a table of positions end where it ends."""
     text = config.get_text_config()
     high = next(
-        (v for n in ("max_position_embeddings", "n_positions") if isinstance(v := getattr(text, n, None), int)), 0
+        (
+            v
+            for n in ("max_position_embeddings", "n_positions")
+            if isinstance(v := getattr(text, n, None), int)
+        ),
+        0,
     )
-    if high > 4 and getattr(text, "pad_token_id", None) == 1 and text.model_type.replace("-", "_") in _SHIFTED:
+    if (
+        high > 4
+        and getattr(text, "pad_token_id", None) == 1
+        and text.model_type.replace("-", "_") in _SHIFTED
+    ):
         high -= 2  # their positions begin behind that of the padding
     return ("T", 1, high if high > 2 else UNBOUNDED)
 
 
-_SHIFTED = frozenset({"roberta", "xlm_roberta", "camembert", "roberta_prelayernorm", "mpnet", "longformer", "esm"})
+_SHIFTED = frozenset(
+    {"roberta", "xlm_roberta", "camembert", "roberta_prelayernorm", "mpnet", "longformer", "esm"}
+)
 
 
 def _ids(config: Any, shape: tuple[int, int]) -> torch.Tensor:

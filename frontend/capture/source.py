@@ -43,7 +43,9 @@ def capture(
     if _is_onnx(model):
         return _capture_onnx(model, example_inputs, dynamic_shapes)
     if isinstance(model, Program):
-        raise UsageError("PL820", "a program alone has no weights", hint="write it to NAME.ir.py, its weights beside it")
+        raise UsageError(
+            "PL820", "a program alone has no weights", hint="write it to NAME.ir.py, its weights beside it"
+        )
     return _capture_torch(model, example_inputs, dynamic_shapes, allow_fixed, digest=None)
 
 
@@ -121,7 +123,11 @@ def _capture_onnx(model: Any, examples: Any, dynamic: Any) -> Captured:
     captured = capture_onnx(model, dims=dynamic)
     if captured.digest:
         return captured
-    data = Path(model).read_bytes() if isinstance(model, (str, os.PathLike)) else model.SerializeToString(deterministic=True)
+    data = (
+        Path(model).read_bytes()
+        if isinstance(model, (str, os.PathLike))
+        else model.SerializeToString(deterministic=True)
+    )
     return replace(captured, digest=hashlib.sha256(data).hexdigest())
 
 
@@ -155,8 +161,8 @@ def _capture_torch(
 @contextlib.contextmanager
 def _without_cache(model: Any) -> Iterator[None]:
     """A model of transformers without its key/value cache as an output; its configuration comes back afterwards."""
-    config = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config: Any = getattr(model, "config", None)
+    text: Any = config.get_text_config() if hasattr(config, "get_text_config") else config
     configs = [config] if text is config else [config, text]
     before = [(each, each.use_cache) for each in configs if getattr(each, "use_cache", None)]
     for each, _ in before:
@@ -168,7 +174,9 @@ def _without_cache(model: Any) -> Iterator[None]:
             each.use_cache = value
 
 
-def _capture_pickle(path: Path, examples: Any, dynamic: Any, allow_pickle: bool, allow_fixed: bool) -> Captured:
+def _capture_pickle(
+    path: Path, examples: Any, dynamic: Any, allow_pickle: bool, allow_fixed: bool
+) -> Captured:
     if not allow_pickle:
         raise ArtifactError(
             "PL630", f"a {path.suffix} file can run code when it is opened", where=str(path),

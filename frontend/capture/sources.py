@@ -18,7 +18,11 @@ _FOREIGN = ("/torch/", "/planish/", "\\torch\\", "<frozen", "/contextlib.py", "/
 
 def _is_users(file: str) -> bool:
     own = str(Path(__file__).resolve().parents[2])
-    return not any(part in file for part in _FOREIGN) and not file.startswith(own + "/frontend") and file[:1] != "<"
+    return (
+        not any(part in file for part in _FOREIGN)
+        and not file.startswith(own + "/frontend")
+        and file[:1] != "<"
+    )
 
 
 def short(file: str, line: int | str) -> str:
@@ -80,16 +84,20 @@ def watch_fixed_dimensions() -> Iterator[list[Fixed]]:
     def watched(self: Any, symbol: Any, target: Any, message: str) -> None:
         if getattr(target, "is_number", False):
             inside = _inside_capture(traceback.extract_stack()[:-1])
-            source = ", ".join(str(s.name) for s in self.var_to_sources.get(symbol, ())) if _has_sources(self) else ""
+            source = (
+                ", ".join(str(s.name) for s in self.var_to_sources.get(symbol, ()))
+                if _has_sources(self)
+                else ""
+            )
             line = short(inside.filename, inside.lineno or 0) if inside is not None else None
             found.append(Fixed(source, int(target), line))
         original(self, symbol, target, message)
 
-    ShapeEnv._set_replacement = watched  # type: ignore[method-assign]
+    setattr(ShapeEnv, "_set_replacement", watched)  # noqa: B010
     try:
         yield found
     finally:
-        ShapeEnv._set_replacement = original  # type: ignore[method-assign]
+        setattr(ShapeEnv, "_set_replacement", original)  # noqa: B010
 
 
 def _has_sources(environment: Any) -> bool:

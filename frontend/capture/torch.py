@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from planish.errors import CaptureError, PlanishError, UsageError
 from planish.frontend.capture.base import Captured
-from planish.frontend.capture.dims import Wanted, wanted_axes
+from planish.frontend.capture.dims import Wanted, free_symbols, symbolic_axes, wanted_axes
 from planish.frontend.capture.recurrent import keep_recurrent
 from planish.frontend.capture.sources import Fixed, fixed_line, model_line, watch_fixed_dimensions
 from planish.frontend.capture.translate import translate
@@ -48,16 +48,20 @@ def capture_torch(
 def _inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if example_inputs is None:
         raise UsageError(
-            "PL811", "a PyTorch module needs example inputs", hint="pass example_inputs=(tensor, ...) or a mapping"
+            "PL811",
+            "a PyTorch module needs example inputs",
+            hint="pass example_inputs=(tensor, ...) or a mapping",
         )
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     if not isinstance(example_inputs, Sequence) or isinstance(example_inputs, (str, bytes)):
-        raise UsageError("PL811", f"example inputs are a tensor, a tuple or a mapping, got {type(example_inputs).__name__}")
-    if len(example_inputs) == 2 and isinstance(example_inputs[0], (tuple, list)) and isinstance(example_inputs[1], Mapping):
-        return tuple(example_inputs[0]), dict(example_inputs[1])
+        kind = type(example_inputs).__name__
+        raise UsageError("PL811", f"example inputs are a tensor, a tuple or a mapping, got {kind}")
+    match example_inputs:
+        case (tuple() | list() as positional, Mapping() as named):
+            return tuple(positional), dict(named)
     return tuple(example_inputs), {}
 
 
@@ -67,7 +71,9 @@ def _parameter_names(model: torch.nn.Module, args: Sequence[Any], kwargs: Mappin
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise UsageError(
-            "PL812", f"the example inputs do not fit {type(model).__name__}.forward: {error}", hint=f"it is {signature}"
+            "PL812",
+            f"the example inputs do not fit {type(model).__name__}.forward: {error}",
+            hint=f"it is {signature}",
         ) from None
     names: list[str] = []
     for key, value in bound.arguments.items():
@@ -94,7 +100,9 @@ def _asked(
         dynamic_shapes = dict(zip(names, dynamic_shapes, strict=False))
     unknown = [k for k in dynamic_shapes if k not in values]
     if unknown:
-        raise UsageError("PL813", f"no input is called {', '.join(unknown)}", hint=f"inputs: {', '.join(names)}")
+        raise UsageError(
+            "PL813", f"no input is called {', '.join(unknown)}", hint=f"inputs: {', '.join(names)}"
+        )
     out = {}
     for key, spec in dynamic_shapes.items():
         if spec is not None and not isinstance(values[key], torch.Tensor):
@@ -103,9 +111,8 @@ def _asked(
         for axis, each in axes.items():
             have = values[key].shape[axis]
             if not each.low <= have <= each.high:
-                raise UsageError(
-                    "PL814", f"{key}: axis {axis} ({each.name}) is {have} in the example, outside of [{each.low}, {each.high}]"
-                )
+                limits = f"[{each.low}, {each.high}]"
+                raise UsageError("PL814", f"{key}: axis {axis} ({each.name}) is {have}, outside of {limits}")
         out[key] = axes
     return out
 
@@ -113,7 +120,7 @@ def _asked(
 def _tree(value: Any, axes: Mapping[int, Wanted]) -> Any:
     """torch.export's dynamic shapes for one input."""
     if isinstance(value, torch.Tensor):
-        return {a: Dim.AUTO(min=max(w.low, 0), max=w.high) for a, w in axes.items()} or None  # type: ignore[attr-defined]
+        return {a: Dim.AUTO(min=max(w.low, 0), max=w.high) for a, w in axes.items()} or None
     if isinstance(value, (list, tuple)):
         return type(value)(_tree(v, {}) for v in value)
     if isinstance(value, dict):
@@ -158,7 +165,11 @@ def _export(
 
 
 def _variadic_shapes(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: dict[str, Any], names: list[str]
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: dict[str, Any],
+    names: list[str],
 ) -> Any:
     """Dynamic shapes for a forward with ``*args`` or ``**kwargs``: torch wants them nested under those names."""
     signature = inspect.signature(model.forward)
@@ -188,7 +199,10 @@ def _capture_failed(model: torch.nn.Module, error: Exception) -> CaptureError:
 
 
 def _check_fixed(
-    exported: ExportedProgram, asked: Mapping[str, Mapping[int, Wanted]], fixed: list[Fixed], allow_fixed: bool
+    exported: ExportedProgram,
+    asked: Mapping[str, Mapping[int, Wanted]],
+    fixed: list[Fixed],
+    allow_fixed: bool,
 ) -> tuple[str, ...]:
     """Refuse or note every dimension that was asked to be dynamic and came out fixed."""
     notes = []
@@ -216,13 +230,10 @@ def _symbols_of_export(exported: ExportedProgram) -> dict[str, dict[int, Wanted]
     seen: dict[Any, Wanted] = {}
     names = iter([*"ABCDEFGHIJKLMNOPQRSUVWXYZ", *(f"S{i}" for i in range(1000))])
     for node in exported.graph.nodes:
-        value = node.meta.get("val")
-        if node.op != "placeholder" or not isinstance(value, torch.Tensor):
+        if node.op != "placeholder":
             continue
-        for axis, have in enumerate(value.shape):
-            if isinstance(have, int) or have.node.expr.is_number:
-                continue
-            for symbol in sorted(have.node.expr.free_symbols, key=str):
+        for axis, have in symbolic_axes(node.meta.get("val")):
+            for symbol in free_symbols(have):
                 if symbol not in seen:
                     limits = exported.range_constraints.get(symbol)
                     low = max(1, int(limits.lower)) if limits is not None else 1

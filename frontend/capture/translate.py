@@ -14,7 +14,14 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from planish.errors import CaptureError, InternalError, PlanishError, UnsupportedOpError
 from planish.frontend.capture.base import Captured
-from planish.frontend.capture.dims import SizeTranslator, Wanted, named_symbol, required_multiple
+from planish.frontend.capture.dims import (
+    SizeTranslator,
+    Wanted,
+    free_symbols,
+    named_symbol,
+    required_multiple,
+    symbolic_axes,
+)
 from planish.frontend.capture.recurrent import keep_recurrent
 from planish.frontend.capture.sources import node_line, node_scope
 from planish.frontend.capture.torch_ops import load
@@ -53,7 +60,8 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     operators = [n for n in exported.graph.nodes if _is_operator(n)]
     mutates = any(n.target._schema.is_mutable for n in operators)
     unknown = any(not _known(n) for n in operators) or any(
-        n.op == "call_function" and isinstance(n.target, torch._ops.HigherOrderOperator) for n in exported.graph.nodes
+        n.op == "call_function" and isinstance(n.target, torch._ops.HigherOrderOperator)
+        for n in exported.graph.nodes
     )
     if not mutates and not unknown:
         return exported
@@ -89,7 +97,9 @@ def refuse_unknown(exported: ExportedProgram) -> None:
             first.setdefault(str(node.target), node_line(node) or "unknown line")
     if missing:
         rows = [f"{name} ({count}x, first at {first[name]})" for name, count in missing.most_common()]
-        raise UnsupportedOpError("PL201", f"{len(rows)} operators cannot be captured:\n  " + "\n  ".join(rows))
+        raise UnsupportedOpError(
+            "PL201", f"{len(rows)} operators cannot be captured:\n  " + "\n  ".join(rows)
+        )
 
 
 class Translator:
@@ -109,7 +119,7 @@ class Translator:
     def placeholder(self, node: Any, spec: Any) -> Any:
         """The leaf for a placeholder."""
         if spec.kind is InputKind.USER_INPUT:
-            value = node.meta["val"] if "val" in node.meta else None
+            value = node.meta.get("val")
             if not isinstance(value, torch.Tensor):
                 return value
             kind = TensorType(to_dtype(value.dtype), tuple(size(self.sizes(s)) for s in value.shape))
@@ -121,7 +131,9 @@ class Translator:
         else:
             tensor = self.exported.constants.get(spec.target)
         if not isinstance(tensor, torch.Tensor):
-            raise CaptureError("PL101", f"the constant {spec.target} is a {type(tensor).__name__}, not a tensor")
+            raise CaptureError(
+                "PL101", f"the constant {spec.target} is a {type(tensor).__name__}, not a tensor"
+            )
         if spec.kind is InputKind.CONSTANT_TENSOR:
             small = literal(tensor)
             if small is not None:
@@ -131,7 +143,9 @@ class Translator:
     def weight(self, name: str, tensor: torch.Tensor) -> Node:
         """The constant for a parameter; tied ones are one constant."""
         plain = tensor.detach()
-        identity = (plain.data_ptr(), plain.dtype, tuple(plain.shape), plain.stride()) if plain.numel() else name
+        identity = (
+            (plain.data_ptr(), plain.dtype, tuple(plain.shape), plain.stride()) if plain.numel() else name
+        )
         if identity not in self.leaves:
             kind = type_of(plain)
             self.weights.add_lazy(name, kind, plain.contiguous)
@@ -141,14 +155,9 @@ class Translator:
     def name_dimensions(self, placeholders: list[Any]) -> None:
         """Give torch's symbols the names and ranges that were asked for."""
         for node in placeholders:
-            value = node.meta.get("val")
-            if not isinstance(value, torch.Tensor):
-                continue
             axes = self.asked.get(node.name, {})
-            for axis, have in enumerate(value.shape):
-                if isinstance(have, int) or have.node.expr.is_number:
-                    continue
-                for symbol in sorted(have.node.expr.free_symbols, key=str):
+            for axis, have in symbolic_axes(node.meta.get("val")):
+                for symbol in free_symbols(have):
                     if symbol not in self.sizes.symbols:
                         multiple = required_multiple(symbol, have.node.shape_env)
                         ours = self._symbol(symbol, have, axes.get(axis), f"{node.name}_{axis}", multiple)
@@ -185,7 +194,9 @@ class Translator:
         if node.target is operator.getitem:
             self.values[node] = self.argument(node.args[0])[node.args[1]]
             return
-        if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)) or not _is_operator(node):
+        if isinstance(
+            value, (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
+        ) or not _is_operator(node):
             return
         if str(node.target) in IGNORED:
             return
@@ -198,7 +209,9 @@ class Translator:
             result = HANDLERS[overload_key(node.target)](*args, **kwargs)
         except PlanishError as error:
             message = f"{node.target}: {error.message}"
-            raise CaptureError(error.code if error.code.startswith("PL1") else "PL107", message, where=line) from error
+            raise CaptureError(
+                error.code if error.code.startswith("PL1") else "PL107", message, where=line
+            ) from error
         except (TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             message = f"{node.target} is not understood with these arguments: {error}"
             raise CaptureError("PL107", message, where=line) from error
@@ -212,12 +225,12 @@ class Translator:
                 self._note_origin(part, origin)
 
     def _refuse_data_dependent(self, node: Any, value: Any) -> None:
-        if not isinstance(value, torch.Tensor):
-            return
-        for have in value.shape:
-            if not isinstance(have, int) and any(s not in self.sizes.symbols for s in have.node.expr.free_symbols):
+        for _, have in symbolic_axes(value):
+            if any(s not in self.sizes.symbols for s in free_symbols(have)):
                 raise CaptureError(
-                    "PL102", f"{node.target}: the size of its result depends on the data", where=node_line(node)
+                    "PL102",
+                    f"{node.target}: the size of its result depends on the data",
+                    where=node_line(node),
                 )
 
     def _note_origin(self, node: Node, origin: Origin) -> None:
@@ -232,9 +245,13 @@ class Translator:
         """The type that was built must be the type that torch found."""
         have = part.tensor
         sizes = [evaluate(s, self.hints) for s in have.shape]
-        hint = [int(s) if isinstance(s, int) else evaluate(size(self.sizes(s)), self.hints) for s in want.shape]
+        hint = [
+            int(s) if isinstance(s, int) else evaluate(size(self.sizes(s)), self.hints) for s in want.shape
+        ]
         if have.dtype is not to_dtype(want.dtype) or sizes != hint:
-            raise InternalError("PL902", f"{node.target}: torch gives {want.dtype}{hint}, planish {have}", where=line)
+            raise InternalError(
+                "PL902", f"{node.target}: torch gives {want.dtype}{hint}, planish {have}", where=line
+            )
 
 
 def translate(
@@ -259,7 +276,9 @@ def translate(
     alive = set(program.nodes)
     origins = {n: o for n, o in state.origins.items() if n in alive}
     return Captured(
-        Program(name, program.inputs, program.outputs, (), origins, program.output_names), state.weights, notes
+        Program(name, program.inputs, program.outputs, (), origins, program.output_names),
+        state.weights,
+        notes,
     )
 
 
@@ -296,5 +315,6 @@ def _labels(exported: ExportedProgram) -> list[str]:
     out = []
     for i, (path, _) in enumerate(paths):
         text = "".join(c if c.isalnum() else "_" for c in keystr(path)).strip("_")
-        out.append("output" if not text and len(paths) == 1 else f"output_{i}" if not text or text[0].isdigit() else text)
+        numbered = "output" if not text and len(paths) == 1 else f"output_{i}"
+        out.append(numbered if not text or text[0].isdigit() else text)
     return out

@@ -31,11 +31,14 @@ def _load_config(context: typer.Context, value: Path | None) -> Path | None:
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Say more; may be repeated.")]
 Quiet = Annotated[int, typer.Option("--quiet", "-q", count=True, help="Say less; may be repeated.")]
-NoProgress = Annotated[bool, typer.Option("--no-progress", envvar="PLANISH_NO_PROGRESS", help="Show no progress.")]
+NoProgress = Annotated[
+    bool, typer.Option("--no-progress", envvar="PLANISH_NO_PROGRESS", help="Show no progress.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check the arguments and say what would be done.")]
 Seed = Annotated[int, typer.Option(min=0, help="Where random numbers begin.")]
 Config = Annotated[
-    Path | None, typer.Option(help="A TOML file with values for options.", is_eager=True, callback=_load_config)
+    Path | None,
+    typer.Option(help="A TOML file with values for options.", is_eager=True, callback=_load_config),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Where the result goes.")]
 
@@ -95,7 +98,9 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> Any:
         numeric = bool(rows) and all(isinstance(row[index], (int, float)) for row in rows)
         made.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
-        made.add_row(*(f"{v:,}" if isinstance(v, int) else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row))
+        made.add_row(
+            *(f"{v:,}" if isinstance(v, int) else f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)
+        )
     return made
 
 

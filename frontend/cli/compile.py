@@ -19,15 +19,23 @@ def compile_model(
     model: Annotated[Path, typer.Argument(help="An .onnx, .gguf or .ir.py file, or a Hugging Face folder.")],
     output: common.Output = None,
     target: Annotated[str, typer.Option(help="cpu, onnxruntime or eager; options in braces.")] = "cpu",
-    passes: Annotated[str, typer.Option("--passes", "-p", help='A pipeline such as "auto,int4{group=64}".')] = "auto",
+    passes: Annotated[
+        str, typer.Option("--passes", "-p", help='A pipeline such as "auto,int4{group=64}".')
+    ] = "auto",
     layer: Annotated[
         list[str] | None, typer.Option(help='A rule for weights: "*.down_proj{bits=8}" or "lm_head{freeze}".')
     ] = None,
-    dim: Annotated[list[str] | None, typer.Option(help="A dimension of an ONNX model: T=1:512, or B=4.")] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option(help="A dimension of an ONNX model: T=1:512, or B=4.")
+    ] = None,
     format: Annotated[str, typer.Option(help="planish or onnx.")] = "planish",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read files that can run code.")] = False,
-    allow_fixed: Annotated[bool, typer.Option("--allow-fixed", help="Accept dimensions that the model fixes.")] = False,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read files that can run code.")
+    ] = False,
+    allow_fixed: Annotated[
+        bool, typer.Option("--allow-fixed", help="Accept dimensions that the model fixes.")
+    ] = False,
     cache_dir: Annotated[Path | None, typer.Option(help="Keep finished artifacts in this folder.")] = None,
     seed: common.Seed = 0,
     config: common.Config = None,
@@ -50,8 +58,15 @@ def compile_model(
     if not model.exists():
         raise CaptureError("PL120", "there is no such file or folder", where=str(model))
     if destination.exists() and not overwrite:
-        raise ArtifactError("PL614", "the destination exists already", where=str(destination), hint="say --overwrite")
-    facts: dict[str, Any] = {"model": str(model), "target": str(options.target), "passes": options.pipeline, "output": str(destination)}
+        raise ArtifactError(
+            "PL614", "the destination exists already", where=str(destination), hint="say --overwrite"
+        )
+    facts: dict[str, Any] = {
+        "model": str(model),
+        "target": str(options.target),
+        "passes": options.pipeline,
+        "output": str(destination),
+    }
     if dry_run:
         out.result("\n".join(f"{key}: {value}" for key, value in facts.items()), {**facts, "written": False})
         return
@@ -78,7 +93,9 @@ def read_rule(text: str) -> dict[str, Any]:
     """A rule for weights from ``GLOB{bits=8,group=32}`` or ``GLOB{freeze}``."""
     found = _LAYER.fullmatch(text.strip())
     if found is None:
-        raise UsageError("PL824", f"layer rule {text!r}", hint='write "*.down_proj{bits=8}" or "lm_head{freeze}"')
+        raise UsageError(
+            "PL824", f"layer rule {text!r}", hint='write "*.down_proj{bits=8}" or "lm_head{freeze}"'
+        )
     rule: dict[str, Any] = {"match": found["match"].strip()}
     for part in filter(None, (piece.strip() for piece in found["rest"].split(","))):
         key, equals, value = part.partition("=")

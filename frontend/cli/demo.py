@@ -1,4 +1,4 @@
-"""``planish demo``: a small language model goes in, is rewritten and compressed, and runs; with what it cost and gained."""
+"""``planish demo``: a small language model is rewritten, compressed and run; with what that cost and gained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from planish.frontend.cli import common
 def demo(
     output: common.Output = None,
     tokens: Annotated[int, typer.Option(min=512, help="How many tokens perplexity is measured on.")] = 4096,
-    plain: Annotated[bool, typer.Option("--plain/--no-plain", help="Measure the model as it is beside the re-scaled one.")] = True,
+    plain: Annotated[
+        bool, typer.Option("--plain/--no-plain", help="Measure the model as it is beside the re-scaled one.")
+    ] = True,
     seed: common.Seed = 0,
     config: common.Config = None,
     json: common.Json = False,
@@ -29,10 +31,14 @@ def demo(
     from planish.frontend.showcase import Showcase
     from planish.frontend.yardstick import model_file
 
-    out = common.Terminal(json, common.terminal(json, verbose, quiet, no_progress).level, progress=not no_progress)
+    out = common.Terminal(
+        json, common.terminal(json, verbose, quiet, no_progress).level, progress=not no_progress
+    )
     if dry_run:
         path = model_file()
-        out.result(f"would compress {path.name} and measure {tokens} tokens", {"model": str(path), "tokens": tokens})
+        out.result(
+            f"would compress {path.name} and measure {tokens} tokens", {"model": str(path), "tokens": tokens}
+        )
         return 0
     with tempfile.TemporaryDirectory(prefix="planish-demo-") as scratch:
         folder = output or Path(scratch)

@@ -24,9 +24,18 @@ def render(found: Findings) -> Any:
         ]
         for row in found.rows
     ]  # fmt: skip
-    columns = ["stored as", "bytes of the file", "of fp32", "weight error", "perplexity", "plain model", "seconds"]
+    columns = [
+        "stored as",
+        "bytes of the file",
+        "of fp32",
+        "weight error",
+        "perplexity",
+        "plain model",
+        "seconds",
+    ]
     speed, memory = found.speed, found.memory
-    phases = [[name, f"{seconds:.2f}"] for name, seconds in found.report.phases.items()]
+    timed = {**found.report.phases, "all": found.report.seconds}
+    phases = [[name, f"{seconds:.2f}"] for name, seconds in timed.items()]
     spread = [f"{low:.0f}..{high:.0f}" for low, high in zip(speed.low, speed.high, strict=True)]
     return group(
         f"{found.model}, {found.source_bytes:,} bytes; passes {found.report.pipeline}; target {TARGET}",
@@ -35,12 +44,12 @@ def render(found: Findings) -> Any:
         f"Perplexity of the re-scaled model on {found.tokens:,} held-out tokens of pydoc_data.topics, windows of "
         f"{WINDOW}, stride {WINDOW};\n'plain model' is the model as it came, whose weights lie on a 4-bit grid.",
         "",
-        f"Prefill of {WINDOW} tokens, {speed.rounds} rounds in turn: fp32 {speed.median[0]:.0f} tokens/s ({spread[0]}), "
-        f"int4 {speed.median[1]:.0f} tokens/s ({spread[1]}); ratio {speed.ratio[1]:.2f}",
-        f"Memory of a fresh process that runs int4: {memory.resident / 1e6:.0f} MB resident, {memory.peak / 1e6:.0f} MB "
-        f"at most; the file is {found.artifact_bytes / 1e6:.0f} MB",
+        f"Prefill of {WINDOW} tokens, {speed.rounds} rounds in turn: fp32 {speed.median[0]:.0f} tokens/s "
+        f"({spread[0]}), int4 {speed.median[1]:.0f} tokens/s ({spread[1]}); ratio {speed.ratio[1]:.2f}",
+        f"Memory of a fresh process that runs int4: {memory.resident / 1e6:.0f} MB resident, "
+        f"{memory.peak / 1e6:.0f} MB at most; the file is {found.artifact_bytes / 1e6:.0f} MB",
         "",
-        table("Seconds to compile int4, by phase", ["phase", "seconds"], [*phases, ["all", f"{found.report.seconds:.2f}"]]),
+        table("Seconds to compile int4, by phase", ["phase", "seconds"], phases),
         f"Peak memory while compiling: {found.peak / 1e6:.0f} MB. The whole demo took {found.seconds:.0f} s.",
         "",
         *(f"{'ok    ' if check.holds else 'FAILED'}  {check.what}: {check.found}" for check in found.checks),

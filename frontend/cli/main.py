@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -42,8 +42,13 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
+Version = Annotated[
+    bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")
+]
+
+
 @app.callback()
-def planish(version: bool = typer.Option(False, "--version", is_eager=True, callback=_version, help="Show the version.")) -> None:
+def planish(version: Version = False) -> None:
     """Make neural networks smaller and faster by rewriting them as programs."""
 
 
@@ -52,6 +57,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = typer.main.get_command(app).main(given, prog_name="planish", standalone_mode=False)
+        if code == INTERRUPTED:  # the option parser catches the interrupt itself
+            return _interrupted()
         return code if isinstance(code, int) else 0
     except PlanishError as error:
         return _report(error, given)
@@ -104,7 +111,9 @@ def _internal(error: Exception, given: list[str]) -> InternalError:
     for name, text in _programs(error).items():
         (folder / name).write_text(text)
     return InternalError(
-        "PL900", f"{type(error).__name__}: {error}", hint=f"a folder that reproduces the fault is at {folder}; report it"
+        "PL900",
+        f"{type(error).__name__}: {error}",
+        hint=f"a folder that reproduces the fault is at {folder}; report it",
     )
 
 

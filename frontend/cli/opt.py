@@ -13,21 +13,31 @@ from planish.frontend.cli import common
 
 if TYPE_CHECKING:
     from planish.frontend.capture.base import Captured
+    from planish.ir.node import Node
     from planish.passes.pipeline import Observer, Result
 
 
 def opt(
     program: Annotated[Path, typer.Argument(help="A program, NAME.ir.py.")],
-    passes: Annotated[str, typer.Option("--passes", "-p", help='A pipeline such as "canonical,find-norm".')] = "auto",
+    passes: Annotated[
+        str, typer.Option("--passes", "-p", help='A pipeline such as "canonical,find-norm".')
+    ] = "auto",
     output: common.Output = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A safetensors file; by default NAME.safetensors beside the program, if there.")
+        Path | None,
+        typer.Option(help="A safetensors file; by default NAME.safetensors beside the program, if there."),
     ] = None,
     print_after: Annotated[str | None, typer.Option(help="Show the program after passes that match.")] = None,
-    print_changed: Annotated[bool, typer.Option("--print-changed", help="Show what each pass changed.")] = False,
-    verify_each: Annotated[bool, typer.Option("--verify-each", help="Verify the program after each pass.")] = False,
+    print_changed: Annotated[
+        bool, typer.Option("--print-changed", help="Show what each pass changed.")
+    ] = False,
+    verify_each: Annotated[
+        bool, typer.Option("--verify-each", help="Verify the program after each pass.")
+    ] = False,
     time_passes: Annotated[bool, typer.Option("--time-passes", help="Show the time of each pass.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Show rewrites, operations and bytes of each pass.")] = False,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Show rewrites, operations and bytes of each pass.")
+    ] = False,
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many rewrites.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     seed: common.Seed = 0,
@@ -49,7 +59,9 @@ def opt(
     pipeline = read_passes(passes)
     captured = read(program, weights)
     if output is not None and output.exists() and not overwrite:
-        raise ArtifactError("PL614", "the destination exists already", where=str(output), hint="say --overwrite")
+        raise ArtifactError(
+            "PL614", "the destination exists already", where=str(output), hint="say --overwrite"
+        )
     if dry_run:
         out.result(format_pipeline(pipeline), {"passes": format_pipeline(pipeline), "written": False})
         return
@@ -85,7 +97,9 @@ def read(program: Path, weights: Path | None) -> Captured:
 
 
 def _missing(name: str) -> Any:
-    raise ShapeError("PL331", f"the values of the weight {name} are not there", hint="give them with --weights FILE")
+    raise ShapeError(
+        "PL331", f"the values of the weight {name} are not there", hint="give them with --weights FILE"
+    )
 
 
 def _weights_file(program: Path, weights: Path | None) -> Path | None:
@@ -96,7 +110,11 @@ def _weights_file(program: Path, weights: Path | None) -> Path | None:
 def _observers(after: str | None, changed: bool, time: bool, stats: bool) -> list[Observer]:
     from planish.passes import observe
 
-    sink = observe.to_console(common._console(stderr=True)) if sys.stderr.isatty() else observe.to_stream(sys.stderr)
+    sink = (
+        observe.to_console(common._console(stderr=True))
+        if sys.stderr.isatty()
+        else observe.to_stream(sys.stderr)
+    )
     found: list[Observer] = []
     if after is not None:
         found.append(observe.print_after(sink, after))
@@ -117,12 +135,13 @@ def _write(output: Path, text: str, captured: Captured, result: Result, *, has_w
         from planish.runtime.tensors import SafetensorsPayload, TensorSource
         from planish.runtime.zipwriter import replacing
 
-        tensors = {}
-        for leaf in result.program.constants():
+        def source(leaf: Node) -> TensorSource:
             shape = tuple(int(s) for s in leaf.shape if isinstance(s, int))
-            tensors[leaf.name] = TensorSource(
-                leaf.dtype.name, shape, lambda leaf=leaf: to_numpy(captured.weights.tensor(leaf.name), leaf.dtype)
+            return TensorSource(
+                leaf.dtype.name, shape, lambda: to_numpy(captured.weights.tensor(leaf.name), leaf.dtype)
             )
+
+        tensors = {leaf.name: source(leaf) for leaf in result.program.constants()}
         path = output.with_name(output.name.removesuffix(".ir.py") + ".safetensors")
         with replacing(path, overwrite=True) as file:
             for chunk in SafetensorsPayload(tensors).chunks():

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def show(
     file: Annotated[Path, typer.Argument(help="An artifact, a program .ir.py, an .onnx or a .gguf file.")],
-    layers: Annotated[bool, typer.Option("--layers", help="Show every weight, not only the sums by codec.")] = False,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Show every weight, not only the sums by codec.")
+    ] = False,
     program: Annotated[bool, typer.Option("--program", help="Show the text of the program.")] = False,
     seed: common.Seed = 0,
     config: common.Config = None,
@@ -49,12 +51,16 @@ def show(
 def _print(
     out: common.Terminal, facts: dict[str, Any], rows: list[dict[str, Any]], layers: bool, text: str | None
 ) -> None:
-    parts: list[Any] = [common.table("", ["", " "], [[key, _shown(value)] for key, value in facts.items()])]
+    parts: list[Any] = [_fact(key, _shown(value)) for key, value in facts.items()]
     parts += ["", _layer_table(rows) if layers else _codec_table(rows)]
     data = {**facts, "layers": rows}
     if text is not None:
         parts, data = [*parts, "", text], {**data, "program": text}
     out.result(common.group(*parts), data)
+
+
+def _fact(key: str, shown: str) -> str:
+    return f"{key:<13} " + shown.replace("\n", "\n" + " " * 14)
 
 
 def _shown(value: Any) -> str:
@@ -87,8 +93,8 @@ def _artifact(out: common.Terminal, file: Path, layers: bool, text: bool) -> Non
 
     with open_artifact(file, verify="fast") as artifact:
         manifest = artifact.manifest
-        stored = parse_json(artifact.read("report.json"), code="PL611", where=f"{file}: report.json") if "report.json" in artifact else {}
-        report = Report.from_json(stored)
+        data = artifact.read("report.json") if "report.json" in artifact else b"{}"
+        report = Report.from_json(parse_json(data, code="PL611", where=f"{file}: report.json"))
         members = {n: artifact.member(n).size for n in artifact.names}
         facts = {
             "file": str(file),

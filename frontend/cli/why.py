@@ -14,7 +14,9 @@ from planish.frontend.cli import common
 
 def why(
     rule: Annotated[str, typer.Argument(help="The name of a rule, or 'list' to see all.")],
-    program: Annotated[Path | None, typer.Argument(help="A program .ir.py, an artifact, or any model file.")] = None,
+    program: Annotated[
+        Path | None, typer.Argument(help="A program .ir.py, an artifact, or any model file.")
+    ] = None,
     passes: Annotated[str, typer.Option("--passes", "-p", help="Passes to run before.")] = "none",
     limit: Annotated[int, typer.Option(min=1, help="How many misses to show.")] = 5,
     seed: common.Seed = 0,
@@ -71,7 +73,9 @@ def _explain(out: common.Terminal, rule: Any, path: Path, passes: str, limit: in
         }  # fmt: skip
         miss = rule.why(node)
         if miss is None:
-            (fires if rule.apply(node) is not None else misses).append({**place, "matched": 0, "reason": "changes nothing"})
+            (fires if rule.apply(node) is not None else misses).append(
+                {**place, "matched": 0, "reason": "changes nothing"}
+            )
         else:
             at = names.get(miss.node)
             misses.append({**place, "matched": miss.matched, "at": at, "reason": miss.reason})
@@ -89,7 +93,13 @@ def _explain(out: common.Terminal, rule: Any, path: Path, passes: str, limit: in
         lines.append(f"  no node is a {rule.root}")
     out.result(
         "\n".join(lines),
-        {"rule": rule.name, "equation": equation, "fires": fires, "misses": misses[:limit], "missed": len(misses)},
+        {
+            "rule": rule.name,
+            "equation": equation,
+            "fires": fires,
+            "misses": misses[:limit],
+            "missed": len(misses),
+        },
     )
 
 

@@ -19,8 +19,8 @@ for name in ("neg", "abs", "sign", "relu", "floor", "ceil", "round", "trunc"):
     define(f"aten.{name}", "x", keep_numeric, pointwise=True)
 
 for name in (
-    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tan", "asin", "acos",
-    "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "silu", "mish", "hardswish",
+    "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "tan", "asin",
+    "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "silu", "mish", "hardswish",
     "hardsigmoid",
 ):  # fmt: skip
     define(f"aten.{name}", "x", keep_float, pointwise=True)

@@ -75,7 +75,8 @@ for axes in (1, 2, 3):
         shapes_layers.pool,
     )
     define(
-        f"aten.avg_pool{axes}d", "x, kernel:ints, stride:ints, padding:ints, ceil:bool=False, count_include_pad:bool=True",
+        f"aten.avg_pool{axes}d",
+        "x, kernel:ints, stride:ints, padding:ints, ceil:bool=False, count_include_pad:bool=True",
         shapes_layers.pool,
     )  # fmt: skip
     define(

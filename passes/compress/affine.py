@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -14,7 +14,15 @@ from planish.ir.rule import Kind
 from planish.ir.types import DType
 from planish.ir.weights import Weights
 from planish.passes.base import Pass
-from planish.passes.compress.codec import Codec, Parts, pack, packed_bytes, relative_error, square_sum
+from planish.passes.compress.codec import (
+    Codec,
+    Parts,
+    in_parallel,
+    pack,
+    packed_bytes,
+    relative_error,
+    square_sum,
+)
 from planish.passes.compress.encode import encode_constants
 from planish.passes.spec import SHOWN, format_options
 
@@ -90,19 +98,18 @@ class AffineCodec(Codec):
         from planish.passes.compress.search import fit
 
         rows = value.reshape(-1, value.shape[-1])
-        step = max(1, CHUNK // rows.shape[1])
-        chunks: list[Fit] = []
-        packed = []
-        for begin in range(0, rows.shape[0], step):
-            found = fit(rows[begin : begin + step], self)
-            packed.append(pack(found.codes, self.bits))
-            chunks.append(found._replace(codes=packed[-1]))
+
+        def encoded(place: slice) -> Fit:
+            found = fit(rows[place], self)
+            return found._replace(codes=pack(found.codes, self.bits))
+
+        chunks = in_parallel(encoded, _chunks(rows))
         lead = value.shape[:-1]
 
         def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
             return torch.cat(tensors).reshape(*lead, -1)
 
-        parts = {"codes": joined(packed), "scale": joined([c.scale for c in chunks])}
+        parts = {"codes": joined([c.codes for c in chunks]), "scale": joined([c.scale for c in chunks])}
         if not self.symmetric:
             zeros = joined([c.zero for c in chunks])
             parts["zero"] = pack(zeros.to(torch.uint8), self.bits) if self.zero == "int" else zeros.half()
@@ -122,14 +129,15 @@ class AffineCodec(Codec):
 
     def error(self, value: torch.Tensor, parts: Mapping[str, torch.Tensor], dtype: DType) -> float:
         """The weight error, computed some rows at a time."""
-        lost = total = 0.0
         rows = value.reshape(-1, value.shape[-1])
         flat = {name: part.reshape(rows.shape[0], -1) for name, part in parts.items()}
-        for place in _slices(rows.shape[0], max(1, CHUNK // rows.shape[1])):
+
+        def sums(place: slice) -> tuple[float, float]:
             some = rows[place]
             decoded = self.decode({k: v[place] for k, v in flat.items()}, tuple(some.shape), dtype)
-            lost += square_sum(some - decoded.to(some.dtype))
-            total += square_sum(some)
+            return square_sum(some - decoded.to(some.dtype)), square_sum(some)
+
+        lost, total = (sum(column) for column in zip(*in_parallel(sums, _chunks(rows)), strict=True))
         return relative_error(lost, total)
 
 
@@ -138,8 +146,10 @@ def _one_of(name: str, value: Any, allowed: Any) -> None:
         raise UsageError("PL813", f"{name}={value}: expected one of {', '.join(map(str, allowed))}")
 
 
-def _slices(count: int, step: int) -> Iterator[slice]:
-    return (slice(begin, begin + step) for begin in range(0, count, step))
+def _chunks(rows: torch.Tensor) -> list[slice]:
+    """Parts of a matrix, each of whole rows."""
+    step = max(1, CHUNK // rows.shape[1])
+    return [slice(begin, begin + step) for begin in range(0, rows.shape[0], step)]
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from planish.ir.types import DType
 
@@ -59,6 +62,47 @@ def square_sum(value: torch.Tensor) -> float:
 def relative_error(difference: float, whole: float) -> float:
     """The root of a quotient of sums of squares."""
     return float((difference / whole) ** 0.5) if whole else 0.0
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+_workers: ContextVar[int | None] = ContextVar("workers", default=None)
+
+
+@contextmanager
+def single_threads() -> Iterator[int]:
+    """Operations of torch take one thread each; gives the number of threads that there were before.
+
+    Threads that share one small operation wait for each other, for long where the machine is busy. Use
+    :func:`in_parallel` inside to give every thread operations of its own.
+    """
+    import torch
+
+    known = _workers.get()
+    if known is not None:
+        yield known
+        return
+    threads = torch.get_num_threads()
+    token = _workers.set(threads)
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+        _workers.reset(token)
+
+
+def in_parallel(work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """``work`` on every item, an item on one thread: the result does not depend on how many threads there are."""
+    import torch
+
+    with single_threads() as threads:
+        if threads == 1 or len(items) == 1:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, items))
 
 
 def packed_bytes(length: int, bits: int) -> int:

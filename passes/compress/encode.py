@@ -15,7 +15,7 @@ from planish.ir.node import Node, Origin, Program, const
 from planish.ir.rewrite import Log, sweep
 from planish.ir.weights import Weights
 from planish.passes.base import map_programs
-from planish.passes.compress.codec import Codec
+from planish.passes.compress.codec import Codec, single_threads
 
 Layout: TypeAlias = Literal["rows", "columns", "filters"]
 """Where the axis that a weight sums over is: the last, the last but one, or all but the first."""
@@ -199,7 +199,8 @@ def _encode(
             return None
         recipe = f"{node.name}#{codec.spec}"
         if recipe not in made:
-            made[recipe] = _encode_one(node, codec, layouts[node], weights)
+            with single_threads():
+                made[recipe] = _encode_one(node, codec, layouts[node], weights)
         after, note = made[recipe]
         if after is not node and note not in log.notes:
             log.notes.append(note)

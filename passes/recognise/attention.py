@@ -29,9 +29,14 @@ TOLERANCE = 1e-5
     lambda q, k, v, mask, causal, scale: aten.scaled_dot_product_attention(q, k, v, mask, causal, scale),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(
-        q="f32[B, 4, T, 16]", k="f32[B, 4, T, 16]", v="f32[B, 4, T, 16]", mask="bool[T, T]", causal=False, scale=0.25
-    ),
+    example={
+        "q": "f32[B, 4, T, 16]",
+        "k": "f32[B, 4, T, 16]",
+        "v": "f32[B, 4, T, 16]",
+        "mask": "bool[T, T]",
+        "causal": False,
+        "scale": 0.25,
+    },
 )
 def find_attention(q: Node, k: Node, v: Node, mask: Node | None, causal: bool, scale: float | None) -> Node:
     """scaled_dot_product_attention(q, k, v, mask) = attention(q, k, v, mask)"""
@@ -39,23 +44,25 @@ def find_attention(q: Node, k: Node, v: Node, mask: Node | None, causal: bool, s
         raise Decline("there is no axis of heads")
     if causal and not equal(q.shape[-2], k.shape[-2]):
         raise Decline("a causal mask over unequal lengths is aligned to the start")
-    return planish.attention(q, k, v, mask, causal, None, 1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    return planish.attention(
+        q, k, v, mask, causal, None, 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    )
 
 
 @rule(
     lambda q, k, v, mask, causal, window, scale, softcap: planish.attention(
         q, k, v, mask, causal, window, scale, softcap
     ),
-    example=dict(
-        q="f32[B, 4, T, 16]",
-        k=lambda: _repeated_heads(),
-        v=lambda: _repeated_heads(),
-        mask=None,
-        causal=True,
-        window=None,
-        scale=0.25,
-        softcap=None,
-    ),
+    example={
+        "q": "f32[B, 4, T, 16]",
+        "k": lambda: _repeated_heads(),
+        "v": lambda: _repeated_heads(),
+        "mask": None,
+        "causal": True,
+        "window": None,
+        "scale": 0.25,
+        "softcap": None,
+    },
 )
 def group_heads(
     q: Node, k: Node, v: Node, mask: Node | None, causal: bool, window: int | None, scale: float, softcap: float | None
@@ -104,7 +111,9 @@ class MaskReader:
         """The meaning of a position-only mask."""
         key = (mask, queries, keys)
         if key not in self.found:
-            self.found[key] = understand(mask, queries, keys, self.weights) if is_position_only(mask) else None
+            self.found[key] = (
+                understand(mask, queries, keys, self.weights) if is_position_only(mask) else None
+            )
         return self.found[key]
 
     def __call__(self, node: Node) -> Node | None:

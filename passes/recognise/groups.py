@@ -1,8 +1,7 @@
-"""Fusion groups: linear layers that read one input in one module, which runtimes fuse and decisions must treat alike."""
+"""Fusion groups: linear layers that read one input in one module; runtimes fuse them, so they are decided together."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from planish.ir.node import Node, Program, topological
@@ -49,7 +48,9 @@ def find_groups(program: Program) -> tuple[Group, ...]:
         parent = name.removesuffix(".weight").rpartition(".")[0]
         source: Node | str = node.args[0] if node.op == "aten.linear" else name
         rows = node.args[0 if node.op == "aten.embedding" else 1].tensor
-        members.setdefault((source, parent), []).append((name, int(rows.numel), node.op.removeprefix("aten.")))
+        members.setdefault((source, parent), []).append(
+            (name, int(rows.numel), node.op.removeprefix("aten."))
+        )
     tied = _tied(members)
     groups = []
     for key, found in members.items():
@@ -58,7 +59,12 @@ def find_groups(program: Program) -> tuple[Group, ...]:
             continue
         kinds = {kind for _, kind in unique.values()}
         groups.append(
-            Group(_joint_name(tuple(unique)), tuple(unique), sum(n for n, _ in unique.values()), "+".join(sorted(kinds)))
+            Group(
+                _joint_name(tuple(unique)),
+                tuple(unique),
+                sum(n for n, _ in unique.values()),
+                "+".join(sorted(kinds)),
+            )
         )
     return tuple(groups)
 
@@ -80,6 +86,6 @@ def _joint_name(names: tuple[str, ...]) -> str:
     short = [n.removesuffix(".weight") for n in names]
     if len(short) == 1:
         return short[0]
-    parent = os.path.commonprefix([s.rpartition(".")[0] + "." for s in short]).rstrip(".")
-    lead = f"{parent}." if parent else ""
+    parent = short[0].rpartition(".")[0]
+    lead = f"{parent}." if parent and all(s.startswith(f"{parent}.") for s in short) else ""
     return f"{lead}{{{','.join(s.removeprefix(lead) for s in short)}}}"

@@ -42,7 +42,11 @@ def _repeated(table: Node, interleaved: bool) -> Node | None:
         wide = table.args[0]
         if wide.op == "aten.expand" and wide.rank == table.rank + 1 and equal(wide.shape[-1], 2):
             narrow = wide.args[0]
-            if narrow.rank == wide.rank and equal(narrow.shape[-1], 1) and wide.shape[:-2] == table.shape[:-1]:
+            if (
+                narrow.rank == wide.rank
+                and equal(narrow.shape[-1], 1)
+                and wide.shape[:-2] == table.shape[:-1]
+            ):
                 return _whole(narrow, wide)
     if interleaved and table.op == "aten.view" and table.args[0].op == "aten.cat":
         joined = table.args[0]

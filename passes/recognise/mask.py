@@ -36,7 +36,13 @@ class Meaning:
         return not self.causal and self.window is None
 
     def __str__(self) -> str:
-        kind = "full" if self.hides_nothing else "causal" if self.window is None else f"sliding window of {self.window}"
+        kind = (
+            "full"
+            if self.hides_nothing
+            else "causal"
+            if self.window is None
+            else f"sliding window of {self.window}"
+        )
         kind = kind if self.causal or self.window is None else f"not causal, {kind}"
         return f"{kind}, decided at sizes {', '.join(f'{s}x{t}' for s, t in self.sizes)}"
 
@@ -87,7 +93,12 @@ def _numbers(mask: Node) -> tuple[int, ...]:
         for arg in args:
             if isinstance(arg, tuple):
                 visit(arg)
-            elif isinstance(arg, (int, float)) and not isinstance(arg, bool) and arg == arg and abs(arg) <= LARGEST:
+            elif (
+                isinstance(arg, (int, float))
+                and not isinstance(arg, bool)
+                and arg == arg
+                and abs(arg) <= LARGEST
+            ):
                 found.add(abs(int(arg)))
 
     for node in topological([mask]):
@@ -95,7 +106,9 @@ def _numbers(mask: Node) -> tuple[int, ...]:
     return tuple(sorted(n for n in found if n >= 1))
 
 
-def _bindings(symbols: list[Symbol], numbers: tuple[int, ...], lengths: tuple[Any, ...]) -> Iterator[dict[Symbol, int]]:
+def _bindings(
+    symbols: list[Symbol], numbers: tuple[int, ...], lengths: tuple[Any, ...]
+) -> Iterator[dict[Symbol, int]]:
     """Sizes to evaluate at: small ones, and around each number; other symbols stay small."""
     moving = symbols_of(lengths)
     if not moving:
@@ -104,17 +117,17 @@ def _bindings(symbols: list[Symbol], numbers: tuple[int, ...], lengths: tuple[An
     wanted = {2, 3, 7, 19, *(v for n in numbers for v in (n, n + 1, n + 5))}
     done: set[tuple[int, ...]] = set()
     for length in sorted(wanted):
-        binding = {
-            s: min(max(length if s in moving else 2, s.low), s.high) for s in symbols
-        }
+        binding = {s: min(max(length if s in moving else 2, s.low), s.high) for s in symbols}
         key = tuple(binding[s] for s in symbols if s in moving)
         if key not in done:
             done.add(key)
             yield binding
 
 
-def _allowed(mask: Node, binding: dict[Symbol, int], weights: Weights, rows: int, columns: int) -> torch.Tensor | None:
-    """``bool[rows, columns]``, or None if the mask differs between batches or heads or is neither 0 nor minus infinity."""
+def _allowed(
+    mask: Node, binding: dict[Symbol, int], weights: Weights, rows: int, columns: int
+) -> torch.Tensor | None:
+    """``bool[rows, columns]``; None if batches or heads differ or values are neither 0 nor minus infinity."""
     import torch
 
     (value,) = run_with(Program("mask", (), (mask,)), weights, binding)
@@ -131,7 +144,11 @@ def _candidates(rows: int, columns: int, numbers: tuple[int, ...]) -> set[Meanin
     if rows != columns:
         return {Meaning(False, None)}
     windows = {w for n in numbers for w in (n - 1, n, n + 1) if w >= 1}
-    return {Meaning(False, None), Meaning(True, None), *(Meaning(c, w) for w in windows for c in (True, False))}
+    return {
+        Meaning(False, None),
+        Meaning(True, None),
+        *(Meaning(c, w) for w in windows for c in (True, False)),
+    }
 
 
 def _fits(meaning: Meaning, allowed: torch.Tensor) -> bool:
@@ -151,4 +168,3 @@ def terms(mask: Node) -> list[Node]:
     if mask.op != joint or len(mask.operands) != 2 or any(not isinstance(a, Node) for a in mask.args):
         return [mask]
     return [t for operand in mask.operands for t in terms(operand)]
-

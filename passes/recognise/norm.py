@@ -42,10 +42,12 @@ def _channel_weight(w: Any, x: Node, shape: Any) -> Node:
 
 
 @rule(
-    lambda x, dims, keepdim, eps: aten.mul(x, aten.rsqrt(aten.add(aten.mean(aten.mul(x, x), dims, keepdim), eps))),
+    lambda x, dims, keepdim, eps: aten.mul(
+        x, aten.rsqrt(aten.add(aten.mean(aten.mul(x, x), dims, keepdim), eps))
+    ),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(x="f32[B, T, 64]", dims=[-1], keepdim=True, eps=1e-6),
+    example={"x": "f32[B, T, 64]", "dims": [-1], "keepdim": True, "eps": 1e-6},
 )
 def find_rms_norm(x: Node, dims: Any, keepdim: Any, eps: Any) -> Node:
     """x * rsqrt(mean(x * x) + eps) = rms_norm(x)"""
@@ -53,10 +55,12 @@ def find_rms_norm(x: Node, dims: Any, keepdim: Any, eps: Any) -> Node:
 
 
 @rule(
-    lambda x, dims, keepdim, eps: aten.div(x, aten.sqrt(aten.add(aten.mean(aten.mul(x, x), dims, keepdim), eps))),
+    lambda x, dims, keepdim, eps: aten.div(
+        x, aten.sqrt(aten.add(aten.mean(aten.mul(x, x), dims, keepdim), eps))
+    ),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(x="f32[B, T, 64]", dims=[-1], keepdim=True, eps=1e-6),
+    example={"x": "f32[B, T, 64]", "dims": [-1], "keepdim": True, "eps": 1e-6},
 )
 def find_rms_norm_division(x: Node, dims: Any, keepdim: Any, eps: Any) -> Node:
     """x / sqrt(mean(x * x) + eps) = rms_norm(x)"""
@@ -67,7 +71,7 @@ def find_rms_norm_division(x: Node, dims: Any, keepdim: Any, eps: Any) -> Node:
     lambda w, x, shape, eps: aten.mul(w, aten.rms_norm(x, shape, None, eps)),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(w="f32[64]", x="f32[B, T, 64]", shape=[64], eps=1e-6),
+    example={"w": "f32[64]", "x": "f32[B, T, 64]", "shape": [64], "eps": 1e-6},
 )
 def weigh_rms_norm(w: Any, x: Node, shape: Any, eps: float) -> Node:
     """w * rms_norm(x) = rms_norm(x, w)"""
@@ -75,10 +79,12 @@ def weigh_rms_norm(w: Any, x: Node, shape: Any, eps: float) -> Node:
 
 
 @rule(
-    lambda x, dims, keepdim, shape, w, eps: aten.rms_norm(aten.sub(x, aten.mean(x, dims, keepdim)), shape, w, eps),
+    lambda x, dims, keepdim, shape, w, eps: aten.rms_norm(
+        aten.sub(x, aten.mean(x, dims, keepdim)), shape, w, eps
+    ),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(x="f32[B, T, 64]", dims=[-1], keepdim=True, shape=[64], w="f32[64]", eps=1e-6),
+    example={"x": "f32[B, T, 64]", "dims": [-1], "keepdim": True, "shape": [64], "w": "f32[64]", "eps": 1e-6},
 )
 def find_layer_norm(x: Node, dims: Any, keepdim: Any, shape: Any, w: Any, eps: float) -> Node:
     """rms_norm(x - mean(x), w) = layer_norm(x, w)"""
@@ -91,7 +97,7 @@ def find_layer_norm(x: Node, dims: Any, keepdim: Any, shape: Any, w: Any, eps: f
     lambda w, x, shape, eps: aten.mul(w, aten.layer_norm(x, shape, None, None, eps)),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(w="f32[64]", x="f32[B, T, 64]", shape=[64], eps=1e-6),
+    example={"w": "f32[64]", "x": "f32[B, T, 64]", "shape": [64], "eps": 1e-6},
 )
 def weigh_layer_norm(w: Any, x: Node, shape: Any, eps: float) -> Node:
     """w * layer_norm(x) = layer_norm(x, w)"""
@@ -102,7 +108,7 @@ def weigh_layer_norm(w: Any, x: Node, shape: Any, eps: float) -> Node:
     lambda b, x, shape, w, eps: aten.add(b, aten.layer_norm(x, shape, w, None, eps)),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(b="f32[64]", x="f32[B, T, 64]", shape=[64], w="f32[64]", eps=1e-6),
+    example={"b": "f32[64]", "x": "f32[B, T, 64]", "shape": [64], "w": "f32[64]", "eps": 1e-6},
 )
 def shift_layer_norm(b: Any, x: Node, shape: Any, w: Any, eps: float) -> Node:
     """layer_norm(x, w) + b = layer_norm(x, w, b)"""

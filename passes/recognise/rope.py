@@ -52,17 +52,19 @@ def _need_table(x: Node, table: Node) -> None:
 
 
 @rule(
-    lambda x, c, s, dim, low, high: aten.add(aten.mul(x, c), aten.mul(aten.cat([aten.neg(high), low], dim), s)),
+    lambda x, c, s, dim, low, high: aten.add(
+        aten.mul(x, c), aten.mul(aten.cat([aten.neg(high), low], dim), s)
+    ),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(
-        x="f32[B, 4, T, 16]",
-        c=lambda: aten.cos(_repeat("angles")),
-        s=lambda: aten.sin(_repeat("angles")),
-        dim=3,
-        low=lambda: aten.slice(_turned(), 3, 0, 8),
-        high=lambda: aten.slice(_turned(), 3, 8, 16),
-    ),
+    example={
+        "x": "f32[B, 4, T, 16]",
+        "c": lambda: aten.cos(_repeat("angles")),
+        "s": lambda: aten.sin(_repeat("angles")),
+        "dim": 3,
+        "low": lambda: aten.slice(_turned(), 3, 0, 8),
+        "high": lambda: aten.slice(_turned(), 3, 8, 16),
+    },
 )
 def find_rope(x: Node, c: Node, s: Node, dim: int, low: Node, high: Node) -> Node:
     """x*cos + cat([-x2, x1])*sin = rope(x, cos1, sin1) where cos = cat([cos1, cos1]) and sin = cat([sin1, sin1])"""
@@ -77,14 +79,26 @@ def find_rope(x: Node, c: Node, s: Node, dim: int, low: Node, high: Node) -> Nod
 @rule(
     lambda x, c, s, dim, start, middle, end: aten.cat(
         [
-            aten.sub(aten.mul(aten.slice(x, dim, start, middle), c), aten.mul(aten.slice(x, dim, middle, end), s)),
-            aten.add(aten.mul(aten.slice(x, dim, middle, end), c), aten.mul(aten.slice(x, dim, start, middle), s)),
+            aten.sub(
+                aten.mul(aten.slice(x, dim, start, middle), c), aten.mul(aten.slice(x, dim, middle, end), s)
+            ),
+            aten.add(
+                aten.mul(aten.slice(x, dim, middle, end), c), aten.mul(aten.slice(x, dim, start, middle), s)
+            ),
         ],
         dim,
     ),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(x="f32[B, 4, T, 16]", c="f32[T, 8]", s="f32[T, 8]", dim=3, start=0, middle=8, end=16),
+    example={
+        "x": "f32[B, 4, T, 16]",
+        "c": "f32[T, 8]",
+        "s": "f32[T, 8]",
+        "dim": 3,
+        "start": 0,
+        "middle": 8,
+        "end": 16,
+    },
 )
 def find_rope_halves(x: Node, c: Node, s: Node, dim: int, start: Any, middle: Any, end: Any) -> Node:
     """cat([x1*cos - x2*sin, x2*cos + x1*sin]) = rope(x, cos, sin)"""
@@ -125,20 +139,20 @@ def _need_pairs(x: Node, dim: int, even: Any, odd: Any, end: Any, last: Any, ste
     ),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(
-        x="f32[2, 4, 6, 16]",
-        c=lambda: aten.cos(_interleave("angles")),
-        s=lambda: aten.sin(_interleave("angles")),
-        dim=3,
-        even=0,
-        odd=1,
-        end=16,
-        last=16,
-        step=2,
-        column=[2, 4, 6, 8, 1],
-        wide=4,
-        shape=[2, 4, 6, 16],
-    ),
+    example={
+        "x": "f32[2, 4, 6, 16]",
+        "c": lambda: aten.cos(_interleave("angles")),
+        "s": lambda: aten.sin(_interleave("angles")),
+        "dim": 3,
+        "even": 0,
+        "odd": 1,
+        "end": 16,
+        "last": 16,
+        "step": 2,
+        "column": [2, 4, 6, 8, 1],
+        "wide": 4,
+        "shape": [2, 4, 6, 16],
+    },
 )
 def find_rope_interleaved(
     x: Node, c: Node, s: Node, dim: int, even: Any, odd: Any, end: Any, last: Any, step: int, column: Any, wide: int,
@@ -159,13 +173,15 @@ def find_rope_interleaved(
             [
                 aten.view(
                     aten.sub(
-                        aten.mul(aten.slice(x, dim, even, end, step), c), aten.mul(aten.slice(x, dim, odd, last, step), s)
+                        aten.mul(aten.slice(x, dim, even, end, step), c),
+                        aten.mul(aten.slice(x, dim, odd, last, step), s),
                     ),
                     column,
                 ),
                 aten.view(
                     aten.add(
-                        aten.mul(aten.slice(x, dim, odd, last, step), c), aten.mul(aten.slice(x, dim, even, end, step), s)
+                        aten.mul(aten.slice(x, dim, odd, last, step), c),
+                        aten.mul(aten.slice(x, dim, even, end, step), s),
                     ),
                     column,
                 ),
@@ -176,20 +192,20 @@ def find_rope_interleaved(
     ),
     kind="close",
     tolerance=TOLERANCE,
-    example=dict(
-        x="f32[2, 4, 6, 16]",
-        c="f32[6, 8]",
-        s="f32[6, 8]",
-        dim=3,
-        even=0,
-        odd=1,
-        end=16,
-        last=16,
-        step=2,
-        column=[2, 4, 6, 8, 1],
-        wide=4,
-        shape=[2, 4, 6, 16],
-    ),
+    example={
+        "x": "f32[2, 4, 6, 16]",
+        "c": "f32[6, 8]",
+        "s": "f32[6, 8]",
+        "dim": 3,
+        "even": 0,
+        "odd": 1,
+        "end": 16,
+        "last": 16,
+        "step": 2,
+        "column": [2, 4, 6, 8, 1],
+        "wide": 4,
+        "shape": [2, 4, 6, 16],
+    },
 )
 def find_rope_pairs(
     x: Node, c: Node, s: Node, dim: int, even: Any, odd: Any, end: Any, last: Any, step: int, column: Any, wide: int,
@@ -206,11 +222,19 @@ def find_rope_pairs(
 
 @rule(
     lambda x, dim, start, middle, end, c, s, interleaved: aten.cat(
-        [planish.rope(aten.slice(x, dim, start, middle), c, s, interleaved), aten.slice(x, dim, middle, end)], dim
+        [planish.rope(aten.slice(x, dim, start, middle), c, s, interleaved), aten.slice(x, dim, middle, end)],
+        dim,
     ),
-    example=dict(
-        x="f32[B, 4, T, 16]", dim=3, start=0, middle=8, end=16, c="f32[T, 4]", s="f32[T, 4]", interleaved=False
-    ),
+    example={
+        "x": "f32[B, 4, T, 16]",
+        "dim": 3,
+        "start": 0,
+        "middle": 8,
+        "end": 16,
+        "c": "f32[T, 4]",
+        "s": "f32[T, 4]",
+        "interleaved": False,
+    },
 )
 def widen_partial_rope(
     x: Node, dim: int, start: Any, middle: Any, end: Any, c: Node, s: Node, interleaved: bool

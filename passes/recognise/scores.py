@@ -28,7 +28,12 @@ def read_attention(node: Node) -> tuple[Scores, Node] | None:
     weights, v = node.args
     if weights.op == "aten.to" and weights.args[0].op == "aten.softmax":
         weights = weights.args[0]
-    if weights.op != "aten.softmax" or weights.args[1] != weights.rank - 1 or weights.rank < 2 or v.rank != weights.rank:
+    if (
+        weights.op != "aten.softmax"
+        or weights.args[1] != weights.rank - 1
+        or weights.rank < 2
+        or v.rank != weights.rank
+    ):
         return None
     scores = read_scores(weights.args[0])
     return None if scores is None or scores.q.dtype is not v.dtype else (scores, v)
@@ -62,7 +67,11 @@ def _product(node: Node) -> Scores | None:
     order[-1], order[-2] = order[-2], order[-1]
     if turned.op == "aten.permute":
         inverse = tuple(turned.args[1][i] for i in order)
-        k = turned.args[0] if inverse == tuple(range(turned.rank)) else aten.permute(turned.args[0], list(inverse))
+        k = (
+            turned.args[0]
+            if inverse == tuple(range(turned.rank))
+            else aten.permute(turned.args[0], list(inverse))
+        )
     else:
         k = aten.permute(turned, order)
     k, factor = _factor(k)
@@ -118,7 +127,11 @@ def _chosen(node: Node) -> Scores | None:
         if not isinstance(inner, Node) or not isinstance(value, (int, float)) or value > -1e4:
             continue
         below = read_scores(inner)
-        if below is None or condition.rank < 2 or (below.mask is not None and below.mask.dtype.name != "bool"):
+        if (
+            below is None
+            or condition.rank < 2
+            or (below.mask is not None and below.mask.dtype.name != "bool")
+        ):
             continue
         seen = condition if allow else aten.logical_not(condition)
         return replace(below, mask=seen if below.mask is None else aten.bitwise_and(below.mask, seen))

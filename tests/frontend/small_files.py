@@ -62,7 +62,9 @@ def write_gguf(path: Path, architecture: str = "llama", *, words: bool = True) -
     if words:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("default")
-        writer.add_token_list([chr(0x21 + i) if i < 94 else f"!{chr(0x21 + i - 94)}" for i in range(VOCABULARY)])
+        writer.add_token_list(
+            [chr(0x21 + i) if i < 94 else f"!{chr(0x21 + i - 94)}" for i in range(VOCABULARY)]
+        )
         writer.add_token_types([1] * VOCABULARY)
         writer.add_token_merges(["! !", '! "'])
         writer.add_bos_token_id(1)

@@ -72,7 +72,7 @@ def test_model_object_needs_no_example_inputs() -> None:
 def test_encoder_and_images() -> None:
     from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     bert = capture(BertModel(BertConfig(vocab_size=50, max_position_embeddings=40, **small)).eval())
     assert [leaf.name for leaf in bert.program.inputs] == ["input_ids", "attention_mask"]
     assert next(s for s in bert.program.symbols if s.name == "T").high == 40
@@ -100,7 +100,11 @@ def test_gguf_tokenizer(gguf_file: Path) -> None:
 
     files = tokenizer_files(gguf_file)
     assert {"tokenizer.json", "tokenizer_config.json"} <= set(files)
-    assert Tokenizer.from_buffer(files["tokenizer.json"]).encode("a!b", add_special_tokens=False).ids == [64, 0, 65]
+    assert Tokenizer.from_buffer(files["tokenizer.json"]).encode("a!b", add_special_tokens=False).ids == [
+        64,
+        0,
+        65,
+    ]
 
 
 def test_gguf_of_unknown_architecture(tmp_path: Path) -> None:
@@ -125,7 +129,7 @@ def test_gguf_cut_short_anywhere(gguf_file: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     for size in (*range(4, 400, 23), len(data) // 2, len(data) - 40):
         cut.write_bytes(data[:size])
-        with pytest.raises(CaptureError, match="PL12[12]"):
+        with pytest.raises(CaptureError, match=r"PL12[12]"):
             read_header(cut)
 
 
@@ -153,12 +157,12 @@ def test_gguf_without_a_tensor(tmp_path: Path) -> None:
 
 
 def test_folders_that_hold_no_model(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CaptureError, match="PL126: .*has no config.json"):
+    with pytest.raises(CaptureError, match=r"PL126: .*has no config.json"):
         capture(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     (broken / "config.json").write_text("{")
-    with pytest.raises(CaptureError, match="PL126: .*not valid JSON"):
+    with pytest.raises(CaptureError, match=r"PL126: .*not valid JSON"):
         capture(broken)
     (broken / "config.json").write_text(json.dumps({"model_type": "nonesuch"}))
     with pytest.raises(CaptureError, match="PL126"):
@@ -173,7 +177,7 @@ def test_weights_that_are_missing_damaged_or_pickled(folder: Path, tmp_path: Pat
     with pytest.raises(CaptureError, match="PL127"):
         capture(copy)
     weights.unlink()
-    with pytest.raises(CaptureError, match="PL127: .*has no weights"):
+    with pytest.raises(CaptureError, match=r"PL127: .*has no weights"):
         capture(copy)
     torch.save({}, copy / "pytorch_model.bin")
     with pytest.raises(ArtifactError, match="PL630"):
@@ -190,7 +194,9 @@ def test_files_that_can_run_code(tmp_path: Path) -> None:
             capture(path, allow_pickle=True)
     whole = tmp_path / "whole.pt"
     torch.save(torch.nn.Linear(4, 2), whole)
-    assert capture(whole, example_inputs=torch.ones(3, 4), allow_pickle=True).program.count("aten.linear") == 1
+    assert (
+        capture(whole, example_inputs=torch.ones(3, 4), allow_pickle=True).program.count("aten.linear") == 1
+    )
 
 
 def test_other_files_and_objects(tmp_path: Path) -> None:

@@ -46,7 +46,10 @@ def check(model, inputs, others, **options):
 def test_names_lines_and_sizes():
     model = Block().eval()
     captured = check(
-        model, (torch.randn(3, 8),), [(torch.randn(5, 8),), (torch.randn(1, 8),)], dynamic_shapes={"x": {0: ("N", 1, 64)}}
+        model,
+        (torch.randn(3, 8),),
+        [(torch.randn(5, 8),), (torch.randn(1, 8),)],
+        dynamic_shapes={"x": {0: ("N", 1, 64)}},
     )
     program = captured.program
     assert str(program.inputs[0].type) == "f32[N, 8]"
@@ -83,7 +86,10 @@ def test_tied_weights_stay_one():
 def test_exported_program():
     model = Block().eval()
     exported = torch.export.export(
-        model, (torch.randn(3, 8),), dynamic_shapes={"x": {0: torch.export.Dim("rows", min=2, max=9)}}, strict=False
+        model,
+        (torch.randn(3, 8),),
+        dynamic_shapes={"x": {0: torch.export.Dim("rows", min=2, max=9)}},
+        strict=False,
     )
     captured = capture_torch(exported)
     assert captured.program.symbols[0].high == 9
@@ -119,7 +125,9 @@ def test_a_fixed_dimension_is_named_with_its_line():
     assert caught.value.code == "PL104"
     assert "dimension T" in str(caught.value) and "fixed to 6" in str(caught.value)
     assert "test_torch_capture.py" in str(caught.value)
-    captured = capture_torch(FixesLength(), (torch.randn(3, 6),), dynamic_shapes={"x": {1: "T"}}, allow_fixed=True)
+    captured = capture_torch(
+        FixesLength(), (torch.randn(3, 6),), dynamic_shapes={"x": {1: "T"}}, allow_fixed=True
+    )
     assert any("fixed to 6" in note for note in captured.notes)
 
 

@@ -51,7 +51,14 @@ def test_real_architectures(name):
     assert all(n.args[3] is None for n in found), "no mask is left"
     assert program.count("aten.rms_norm") + program.count("aten.layer_norm") == norms
     assert program.count("planish.rope") == ropes
-    left = {"aten.scaled_dot_product_attention", "aten.bitwise_and", "aten.le", "aten.ge", "aten.where", "aten.cumsum"}
+    left = {
+        "aten.scaled_dot_product_attention",
+        "aten.bitwise_and",
+        "aten.le",
+        "aten.ge",
+        "aten.where",
+        "aten.cumsum",
+    }
     assert not left & {n.op for n in program.nodes}
     if causal:
         assert any("causal" in str(note) for note in log.notes)
@@ -106,7 +113,9 @@ class Attention(nn.Module):
         if self.spelling == "where":
             scores = torch.where(places[:, None] >= places[None, :], scores, -1e9)
         elif self.spelling == "masked_fill":
-            scores = scores.masked_fill(torch.triu(torch.ones(length, length, dtype=torch.bool), 1), float("-inf"))
+            scores = scores.masked_fill(
+                torch.triu(torch.ones(length, length, dtype=torch.bool), 1), float("-inf")
+            )
         elif self.spelling == "added":
             scores = scores + torch.full((length, length), float("-inf")).triu(1)
         elif self.spelling == "window":

@@ -33,8 +33,8 @@ def full(shape: Any, value: Any, *, dtype: Any = None, **_: Any) -> Node:
 
 HANDLERS["zeros.default"] = lambda shape, *, dtype=None, **_: _fill(shape, 0, _kind(dtype))
 HANDLERS["ones.default"] = lambda shape, *, dtype=None, **_: _fill(shape, 1, _kind(dtype))
-HANDLERS["empty.memory_format"] = HANDLERS["empty_permuted.default"] = lambda shape, *a, dtype=None, **_: _fill(
-    shape, 0, _kind(dtype)
+HANDLERS["empty.memory_format"] = HANDLERS["empty_permuted.default"] = lambda shape, *a, dtype=None, **_: (
+    _fill(shape, 0, _kind(dtype))
 )
 HANDLERS["scalar_tensor.default"] = lambda value, *, dtype=None, **_: tensor(value, _kind(dtype, value))
 
@@ -90,8 +90,13 @@ def copy(x: Node, source: Node, *_: Any) -> Node:
 def arange(*bounds: Any, dtype: Any = None, **_: Any) -> Node:
     """An arithmetic progression."""
     start, end, step = (0, bounds[0], 1) if len(bounds) == 1 else (*bounds, 1)[:3]
-    kind = to_dtype(dtype) if dtype is not None else _kind(None, sum(b for b in bounds if isinstance(b, float)) or 0)
-    if any(isinstance(b, float) for b in (start, end, step)) and any(isinstance(b, sympy.Expr) for b in (start, end, step)):
+    kind = (
+        to_dtype(dtype)
+        if dtype is not None
+        else _kind(None, sum(b for b in bounds if isinstance(b, float)) or 0)
+    )
+    limits = (start, end, step)
+    if any(isinstance(b, float) for b in limits) and any(isinstance(b, sympy.Expr) for b in limits):
         raise refuse("arange with a fractional step over a dynamic size")
     return aten.arange(start, end, step, kind)
 

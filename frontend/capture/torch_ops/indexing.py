@@ -65,7 +65,8 @@ def index_put(x: Node, indices: Any, values: Node, accumulate: bool = False) -> 
         raise refuse("writing many values by a bool mask depends on the data", "PL102")
     if any(i.dtype is boolean for i in given):
         raise refuse("writing by a bool mask among indices depends on the data", "PL102")
-    return aten.index_put(x, [None if i is None else whole_index(i) for i in indices], cast(values, x.dtype), accumulate)
+    places = [None if i is None else whole_index(i) for i in indices]
+    return aten.index_put(x, places, cast(values, x.dtype), accumulate)
 
 
 @handles("scatter.src")
@@ -87,7 +88,9 @@ def scatter_add(x: Node, dim: int, index: Node, source: Node) -> Node:
 
 
 @handles("scatter_reduce.two")
-def scatter_reduce(x: Node, dim: int, index: Node, source: Node, reduce: str, *, include_self: bool = True) -> Node:
+def scatter_reduce(
+    x: Node, dim: int, index: Node, source: Node, reduce: str, *, include_self: bool = True
+) -> Node:  # fmt: skip
     """Values combined along one axis."""
     return aten.scatter_reduce(x, dim, index, source, reduce, include_self)
 
@@ -118,7 +121,9 @@ def index_fill(x: Node, dim: int, index: Node, value: Any) -> Node:
 
 
 @handles("slice_scatter.default")
-def slice_scatter(x: Node, source: Node, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Node:
+def slice_scatter(
+    x: Node, source: Node, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Node:  # fmt: skip
     """A range replaced."""
     length = x.shape[axis_of(dim, x.rank)]
     begin, stop = (0 if start is None else start), (length if end is None else end)
@@ -150,7 +155,7 @@ def masked_scatter(x: Node, mask: Node, source: Node) -> Node:
     return aten.where(wide, reshaped(picked, x.shape), x)
 
 
-@handles("nonzero.default", "masked_select.default", "unique_consecutive.default", "_unique2.default", "unique_dim.default")
+@handles("nonzero.default", "masked_select.default", "unique_consecutive.default", "_unique2.default")
 def data_dependent(*_: Any, **__: Any) -> Node:
     """Refused: the size depends on the data."""
     raise refuse("the size of its result depends on the data", "PL102")

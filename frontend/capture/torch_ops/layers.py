@@ -60,7 +60,9 @@ def _conv(x: Node, weight: Node, bias: Any, stride: Any, padding: Any, dilation:
 
 
 def _named_padding(x: Node, weight: Node, dilation: Any, padding: str) -> tuple[Node, Any]:
-    totals = [d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    totals = [
+        d * (k - 1) if padding == "same" else 0 for d, k in zip(dilation, weight.shape[2:], strict=True)
+    ]
     if all(t % 2 == 0 for t in totals):
         return x, tuple(t // 2 for t in totals)
     amounts = [a for t in reversed(totals) for a in (t // 2, t - t // 2)]
@@ -89,19 +91,32 @@ HANDLERS["conv_transpose3d.input"] = HANDLERS["conv_transpose2d.input"]
 
 
 def _pool(name: str, axes: int) -> Any:
-    def maximum(x: Node, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False) -> Node:
+    def maximum(
+        x: Node, kernel: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil: bool = False
+    ) -> Node:  # fmt: skip
         sizes = _numbers(kernel, axes)
         node: Node = getattr(aten, name)(
-            x, sizes, _numbers(stride, axes) if stride else sizes, _numbers(padding, axes), _numbers(dilation, axes), ceil
+            x,
+            sizes,
+            _numbers(stride, axes) if stride else sizes,
+            _numbers(padding, axes),
+            _numbers(dilation, axes),
+            ceil,
         )
         return node
 
     def average(
-        x: Node, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, count: bool = True, divisor: Any = None
+        x: Node, kernel: Any, stride: Any = (), padding: Any = 0, ceil: bool = False, count: bool = True,
+        divisor: Any = None,
     ) -> Node:  # fmt: skip
         sizes = _numbers(kernel, axes)
         node: Node = getattr(aten, name)(
-            x, sizes, _numbers(stride, axes) if stride else sizes, _numbers(padding, axes), ceil, count or bool(divisor)
+            x,
+            sizes,
+            _numbers(stride, axes) if stride else sizes,
+            _numbers(padding, axes),
+            ceil,
+            count or bool(divisor),
         )
         return aten.mul(node, math.prod(sizes) / divisor) if divisor else node
 
@@ -135,7 +150,9 @@ def _adaptive(kind: str, axes: int) -> Any:
 
 
 for _n in (1, 2, 3):
-    HANDLERS[f"adaptive_avg_pool{_n}d.default"] = HANDLERS[f"_adaptive_avg_pool{_n}d.default"] = _adaptive("avg", _n)
+    HANDLERS[f"adaptive_avg_pool{_n}d.default"] = HANDLERS[f"_adaptive_avg_pool{_n}d.default"] = _adaptive(
+        "avg", _n
+    )
     HANDLERS[f"adaptive_max_pool{_n}d.default"] = (
         lambda x, output, _n=_n: (_adaptive("max", _n)(x, output), None)
     )  # fmt: skip
@@ -200,18 +217,29 @@ def layer_norm(x: Node, shape: Any, weight: Any = None, bias: Any = None, eps: f
     return aten.layer_norm(x, list(shape), weight, bias, eps)
 
 
-HANDLERS["native_layer_norm.default"] = lambda x, shape, w, b, eps: (layer_norm(x, shape, w, b, eps), None, None)
+HANDLERS["native_layer_norm.default"] = lambda x, shape, w, b, eps: (
+    layer_norm(x, shape, w, b, eps),
+    None,
+    None,
+)
 
 
 @handles("rms_norm.default")
 def rms_norm(x: Node, shape: Any, weight: Any = None, eps: float | None = None) -> Node:
     """Root mean square normalisation."""
-    smallest = {"f32": 1.1920928955078125e-07, "f16": 0.0009765625, "bf16": 0.0078125, "f64": 2.220446049250313e-16}
+    smallest = {
+        "f32": 1.1920928955078125e-07,
+        "f16": 0.0009765625,
+        "bf16": 0.0078125,
+        "f64": 2.220446049250313e-16,
+    }
     return aten.rms_norm(x, list(shape), weight, smallest[x.dtype.name] if eps is None else eps)
 
 
 @handles("group_norm.default")
-def group_norm(x: Node, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any) -> Node:
+def group_norm(
+    x: Node, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
+) -> Node:  # fmt: skip
     """Group normalisation."""
     return aten.group_norm(x, groups, weight, bias, eps)
 
@@ -222,7 +250,9 @@ HANDLERS["native_group_norm.default"] = lambda x, w, b, n, c, hw, groups, eps: (
 
 
 @handles("instance_norm.default")
-def instance_norm(x: Node, w: Any, b: Any, mean: Any, var: Any, use_input: bool, momentum: float, eps: float, *_: Any) -> Node:
+def instance_norm(
+    x: Node, w: Any, b: Any, mean: Any, var: Any, use_input: bool, momentum: float, eps: float, *_: Any
+) -> Node:  # fmt: skip
     """Instance normalisation: groups of one channel."""
     if not use_input:
         return aten.batch_norm(x, w, b, mean, var, eps)
@@ -230,7 +260,9 @@ def instance_norm(x: Node, w: Any, b: Any, mean: Any, var: Any, use_input: bool,
 
 
 @handles("batch_norm.default")
-def batch_norm(x: Node, w: Any, b: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any) -> Node:
+def batch_norm(
+    x: Node, w: Any, b: Any, mean: Any, var: Any, training: bool, momentum: float, eps: float, *_: Any
+) -> Node:  # fmt: skip
     """Batch normalisation with stored statistics."""
     if training or mean is None:
         raise refuse("batch normalisation in training mode: call model.eval() first")
@@ -312,15 +344,19 @@ def cdist(a: Node, b: Node, p: float = 2.0, *_: Any) -> Node:
 @handles("im2col.default")
 def im2col(x: Node, kernel: Any, dilation: Any, padding: Any, stride: Any) -> Node:
     """Sliding blocks as columns."""
-    n, c, h, w = x.shape
+    n, c = x.shape[:2]
     x = aten.pad(x, [padding[1], padding[1], padding[0], padding[0]]) if any(padding) else x
     rows = size(floor_div(size(x.shape[2] - dilation[0] * (kernel[0] - 1) - 1), stride[0]) + 1)
     columns = size(floor_div(size(x.shape[3] - dilation[1] * (kernel[1] - 1) - 1), stride[1]) + 1)
     parts = []
     for i in range(kernel[0]):
         for j in range(kernel[1]):
-            part = aten.slice(x, 2, i * dilation[0], size(i * dilation[0] + (rows - 1) * stride[0] + 1), stride[0])
-            part = aten.slice(part, 3, j * dilation[1], size(j * dilation[1] + (columns - 1) * stride[1] + 1), stride[1])
+            part = aten.slice(
+                x, 2, i * dilation[0], size(i * dilation[0] + (rows - 1) * stride[0] + 1), stride[0]
+            )
+            part = aten.slice(
+                part, 3, j * dilation[1], size(j * dilation[1] + (columns - 1) * stride[1] + 1), stride[1]
+            )
             parts.append(reshaped(part, [n, c, 1, product((rows, columns))]))
     return aten.view(aten.cat(parts, 2), [n, product((c, kernel[0] * kernel[1])), product((rows, columns))])
 

@@ -31,10 +31,11 @@ def _unary(name: str, to_float: bool) -> Any:
     return apply
 
 
-for _name in (
-    "exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan asin acos atan sinh cosh tanh asinh acosh "
-    "atanh erf sigmoid silu mish hardswish hardsigmoid"
-).split():
+TO_FLOAT = """
+exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal sin cos tan asin acos atan sinh cosh tanh asinh acosh atanh
+erf sigmoid silu mish hardswish hardsigmoid
+"""
+for _name in TO_FLOAT.split():
     HANDLERS[f"{_name}.default"] = _unary(_name, True)
 for _name in ("neg", "abs", "sign", "relu", "isnan", "isinf", "logical_not", "bitwise_not"):
     HANDLERS[f"{_name}.default"] = _unary(_name, False)
@@ -97,20 +98,27 @@ for _name in ("floor_divide", "remainder", "fmod"):
         HANDLERS[f"{_name}.{_overload}"] = _binary(_name)
 
 
+def _times(b: Any, alpha: Any) -> Any:
+    """``alpha * b``, where alpha is a number."""
+    if alpha == 1:
+        return b
+    return aten.mul(b, cast(alpha, b.dtype)) if isinstance(b, Node) else b * alpha
+
+
 @handles("add.Tensor", "add.Scalar")
 def add(a: Any, b: Any, alpha: Any = 1) -> Node:
     """a + alpha * b."""
     a, b = promoted(a, b)
     if tensor(a, boolean).dtype is boolean:
         return aten.bitwise_or(a, b)
-    return aten.add(a, b if alpha == 1 else aten.mul(b, cast(alpha, tensor(b).dtype)) if isinstance(b, Node) else b * alpha)
+    return aten.add(a, _times(b, alpha))
 
 
 @handles("sub.Tensor", "sub.Scalar")
 def sub(a: Any, b: Any, alpha: Any = 1) -> Node:
     """a - alpha * b."""
     a, b = promoted(a, b)
-    return aten.sub(a, b if alpha == 1 else aten.mul(b, cast(alpha, tensor(b).dtype)) if isinstance(b, Node) else b * alpha)
+    return aten.sub(a, _times(b, alpha))
 
 
 @handles("rsub.Scalar", "rsub.Tensor")
@@ -185,8 +193,13 @@ HANDLERS["clamp_max.Tensor"] = lambda x, high: clamp_tensor(x, None, high)
 
 def _logical(name: str) -> Any:
     def apply(a: Any, b: Any) -> Node:
-        a, b = (aten.ne(x, cast(0, x.dtype)) if isinstance(x, Node) and x.dtype is not boolean else x for x in (a, b))
-        node: Node = getattr(aten, name)(a if isinstance(a, Node) else bool(a), b if isinstance(b, Node) else bool(b))
+        a, b = (
+            aten.ne(x, cast(0, x.dtype)) if isinstance(x, Node) and x.dtype is not boolean else x
+            for x in (a, b)
+        )
+        node: Node = getattr(aten, name)(
+            a if isinstance(a, Node) else bool(a), b if isinstance(b, Node) else bool(b)
+        )
         return node
 
     return apply
@@ -206,7 +219,11 @@ for _name, _alias in (("bitwise_left_shift", "__lshift__"), ("bitwise_right_shif
 def where(condition: Node, a: Any, b: Any) -> Node:
     """Choice by a condition."""
     if not isinstance(a, Node) and not isinstance(b, Node):
-        kind = f32 if isinstance(a, float) or isinstance(b, float) else dtype("bool" if isinstance(a, bool) else "i64")
+        kind = (
+            f32
+            if isinstance(a, float) or isinstance(b, float)
+            else dtype("bool" if isinstance(a, bool) else "i64")
+        )
         return aten.where(condition, tensor(a, kind), cast(b, kind))
     a, b = promoted(a, b)
     return aten.where(condition, a, b)
@@ -236,7 +253,8 @@ def elu(x: Node, alpha: Any = 1, scale: Any = 1, input_scale: Any = 1) -> Node:
     return aten.elu(x, float(alpha), float(scale), float(input_scale))
 
 
-HANDLERS["selu.default"] = lambda x: aten.elu(x, 1.6732632423543772848170429916717, 1.0507009873554804934193349852946, 1.0)
+SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
+HANDLERS["selu.default"] = lambda x: aten.elu(x, SELU_ALPHA, SELU_SCALE, 1.0)
 HANDLERS["celu.default"] = lambda x, alpha=1.0: aten.elu(x, float(alpha), 1.0, 1.0 / alpha)
 HANDLERS["leaky_relu.default"] = lambda x, slope=0.01: aten.leaky_relu(x, float(slope))
 HANDLERS["prelu.default"] = HANDLERS["_prelu_kernel.default"] = lambda x, weight: prelu(x, weight)
@@ -301,7 +319,15 @@ def logaddexp(a: Node, b: Node) -> Node:
     return aten.add(larger, aten.log1p(aten.exp(aten.neg(aten.abs(aten.sub(a, b))))))
 
 
-@handles("to.dtype", "to.dtype_layout", "_to_copy.default", "to.device", "to.other", "type_as.default", "to.prim_dtype")
+@handles(
+    "to.dtype",
+    "to.dtype_layout",
+    "_to_copy.default",
+    "to.device",
+    "to.other",
+    "type_as.default",
+    "to.prim_dtype",
+)
 def to(x: Node, *args: Any, dtype: Any = None, **_: Any) -> Node:
     """A cast; devices and layouts are not part of a program."""
     kinds = [a for a in (*args, dtype) if type(a).__name__ == "dtype"]

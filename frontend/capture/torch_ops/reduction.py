@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from planish.frontend.capture.torch_ops.base import HANDLERS, axis_of, cast, floating, handles, refuse, reshaped, to_dtype
+from planish.frontend.capture.torch_ops.base import (
+    HANDLERS,
+    axis_of,
+    cast,
+    floating,
+    handles,
+    refuse,
+    reshaped,
+    to_dtype,
+)
 from planish.ir.namespace import aten, planish
 from planish.ir.node import Node
 from planish.ir.types import boolean, dtype, equal, i64, product
@@ -55,8 +64,14 @@ def amin(x: Node, dims: Any = (), keepdim: bool = False) -> Node:
 
 HANDLERS["max.default"] = lambda x: aten.amax(x)
 HANDLERS["min.default"] = lambda x: aten.amin(x)
-HANDLERS["max.dim"] = lambda x, dim, keepdim=False: (aten.amax(x, [dim], keepdim), aten.argmax(x, dim, keepdim))
-HANDLERS["min.dim"] = lambda x, dim, keepdim=False: (aten.amin(x, [dim], keepdim), aten.argmin(x, dim, keepdim))
+HANDLERS["max.dim"] = lambda x, dim, keepdim=False: (
+    aten.amax(x, [dim], keepdim),
+    aten.argmax(x, dim, keepdim),
+)
+HANDLERS["min.dim"] = lambda x, dim, keepdim=False: (
+    aten.amin(x, [dim], keepdim),
+    aten.argmin(x, dim, keepdim),
+)
 
 
 def _arg(name: str) -> Any:
@@ -93,14 +108,18 @@ def logsumexp(x: Node, dims: Any, keepdim: bool = False) -> Node:
     return aten.logsumexp(floating(x), _axes(dims), keepdim)
 
 
-def _variance(x: Node, dims: Any = None, *rest: Any, correction: Any = None, keepdim: bool = False, **kw: Any) -> Node:
+def _variance(
+    x: Node, dims: Any = None, *rest: Any, correction: Any = None, keepdim: bool = False, **kw: Any
+) -> Node:
     flags = [r for r in rest if isinstance(r, bool)]
     if isinstance(dims, bool):
         dims, flags = None, [dims, *flags]
     if flags:
         correction, keepdim = (1.0 if flags[0] else 0.0), (flags[1] if len(flags) > 1 else keepdim)
     unbiased = kw.get("unbiased", True)
-    return aten.var(x, _axes(dims), float((1 if unbiased else 0) if correction is None else correction), keepdim)
+    return aten.var(
+        x, _axes(dims), float((1 if unbiased else 0) if correction is None else correction), keepdim
+    )
 
 
 for _overload in ("default", "dim", "correction"):
@@ -113,7 +132,9 @@ for _overload in ("default", "dim", "correction"):
 
 
 @handles("linalg_vector_norm.default", "norm.ScalarOpt_dim", "norm.Scalar")
-def vector_norm(x: Node, order: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Node:
+def vector_norm(
+    x: Node, order: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> Node:
     """The p-norm over axes."""
     x = cast(x, to_dtype(dtype)) if dtype is not None else x
     order = 2 if order is None else order
@@ -155,7 +176,9 @@ def _softmax(name: str) -> Any:
 
 
 for _name in ("softmax", "log_softmax"):
-    HANDLERS[f"{_name}.int"] = HANDLERS[f"_{_name}.default"] = HANDLERS[f"special_{_name}.int"] = _softmax(_name)
+    HANDLERS[f"{_name}.int"] = HANDLERS[f"_{_name}.default"] = HANDLERS[f"special_{_name}.int"] = _softmax(
+        _name
+    )
 
 
 @handles("_safe_softmax.default")
@@ -192,7 +215,9 @@ def histc(x: Node, bins: int = 100, min: Any = 0, max: Any = 0) -> Node:
     flat = reshaped(x, [x.tensor.numel, 1])
     values = flat if flat.dtype.is_float else aten.to(flat, dtype("f32"))
     inside = aten.bitwise_and(aten.ge(values, low), aten.le(values, high))
-    place = aten.clamp(aten.floor(aten.mul(aten.sub(values, low), bins / (high - low))), None, float(bins - 1))
+    place = aten.clamp(
+        aten.floor(aten.mul(aten.sub(values, low), bins / (high - low))), None, float(bins - 1)
+    )
     hits = aten.bitwise_and(aten.eq(place, aten.to(aten.arange(0, bins), values.dtype)), inside)
     return cast(aten.sum(aten.to(hits, dtype("f32")), [0]), x.dtype)
 

@@ -23,15 +23,18 @@ def _same(x: Any, *_: Any, **__: Any) -> Any:
 
 
 for _name in (
-    "clone.default", "detach.default", "detach_.default", "alias.default", "contiguous.default", "lift_fresh_copy.default",
-    "lift_fresh.default", "view_as_real_copy.default", "dropout.default", "native_dropout_identity.default",
-    "feature_dropout.default", "alpha_dropout.default", "positive.default", "resolve_conj.default", "resolve_neg.default",
-    "_conj_physical.default", "requires_grad_.default",
+    "clone.default", "detach.default", "detach_.default", "alias.default", "contiguous.default",
+    "lift_fresh_copy.default", "lift_fresh.default", "view_as_real_copy.default", "dropout.default",
+    "native_dropout_identity.default",
+    "feature_dropout.default", "alpha_dropout.default", "positive.default", "resolve_conj.default",
+    "resolve_neg.default", "_conj_physical.default", "requires_grad_.default",
 ):  # fmt: skip
     HANDLERS[_name] = _same
 
 
-@handles("view.default", "reshape.default", "_unsafe_view.default", "view_copy.default", "_reshape_alias.default")
+@handles(
+    "view.default", "reshape.default", "_unsafe_view.default", "view_copy.default", "_reshape_alias.default"
+)
 def view(x: Node, shape: Any, *_: Any) -> Node:
     """Another shape, -1 resolved."""
     return reshaped(x, shape_with_wildcard(x, shape))
@@ -72,7 +75,8 @@ def unsqueeze(x: Node, dim: int) -> Node:
 @handles("squeeze.default", "squeeze.dim", "squeeze.dims", "squeeze_copy.dims")
 def squeeze(x: Node, dims: Any = None) -> Node:
     """Axes of size one removed."""
-    chosen = range(x.rank) if dims is None else [axis_of(d, x.rank) for d in ([dims] if isinstance(dims, int) else dims)]
+    given = range(x.rank) if dims is None else [dims] if isinstance(dims, int) else dims
+    chosen = [axis_of(d, x.rank) for d in given]
     return reshaped(x, [s for i, s in enumerate(x.shape) if not (i in chosen and equal(s, 1))])
 
 
@@ -280,7 +284,10 @@ def pad(x: Node, amounts: Any, mode: str = "constant", value: Any = None) -> Nod
     for i in range(len(amounts) // 2):
         begin, end = amounts[2 * i], amounts[2 * i + 1]
         dim = x.rank - 1 - i
-        cut = (-begin if isinstance(begin, int) and begin < 0 else 0, -end if isinstance(end, int) and end < 0 else 0)
+        cut = (
+            -begin if isinstance(begin, int) and begin < 0 else 0,
+            -end if isinstance(end, int) and end < 0 else 0,
+        )
         if any(cut):
             x = aten.slice(x, dim, cut[0], size(x.shape[dim] - cut[1]))
     amounts = [0 if isinstance(a, int) and a < 0 else a for a in amounts]
@@ -316,7 +323,9 @@ def pixel_shuffle(x: Node, factor: int) -> Node:
     n = len(batch)
     wide = aten.view(x, [*batch, floor_div(c, factor * factor), factor, factor, h, w])
     turned = aten.permute(wide, [*range(n), n, n + 3, n + 1, n + 4, n + 2])
-    return aten.view(turned, [*batch, floor_div(c, factor * factor), product((h, factor)), product((w, factor))])
+    return aten.view(
+        turned, [*batch, floor_div(c, factor * factor), product((h, factor)), product((w, factor))]
+    )
 
 
 @handles("pixel_unshuffle.default")
@@ -326,7 +335,9 @@ def pixel_unshuffle(x: Node, factor: int) -> Node:
     n = len(batch)
     wide = aten.view(x, [*batch, c, floor_div(h, factor), factor, floor_div(w, factor), factor])
     turned = aten.permute(wide, [*range(n), n, n + 2, n + 4, n + 1, n + 3])
-    return aten.view(turned, [*batch, product((c, factor * factor)), floor_div(h, factor), floor_div(w, factor)])
+    return aten.view(
+        turned, [*batch, product((c, factor * factor)), floor_div(h, factor), floor_div(w, factor)]
+    )
 
 
 @handles("channel_shuffle.default")
