@@ -149,7 +149,14 @@ def without_mod(value: Size) -> Size:
     """The same size with ``a % b`` spelled ``a - b*(a//b)``."""
     if isinstance(value, int) or not value.has(sympy.Mod):
         return value
-    return size(value.replace(sympy.Mod, lambda a, b: a - b * floor_div(a, b)))
+    return size(value.replace(lambda e: isinstance(e, (sympy.Mod, sympy.floor)), _divided))
+
+
+def _divided(e: Any) -> Any:
+    """A remainder by its quotient, and a quotient in canonical form, after their parts have changed."""
+    if isinstance(e, sympy.Mod):
+        return e.args[0] - e.args[1] * floor_div(size(e.args[0]), size(e.args[1]))
+    return sympy.sympify(floor_div(*map(size, sympy.fraction(sympy.together(e.args[0])))))
 
 
 @lru_cache(maxsize=65536)

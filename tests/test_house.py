@@ -110,7 +110,7 @@ def test_nothing_is_left_undone() -> None:
         "TO" + "DO",
         "FIX" + "ME",
         "XX" + "X",
-        "NotImplemented" + "Error",
+        r"(?<!except )NotImplemented" + "Error",
         r"pytest\.(mark\.)?" + "skip",
         "x" + "fail",
     ]

@@ -46,7 +46,7 @@ def wanted(given: Any, fallback: str) -> Wanted | None:
     if type(given).__name__ == "_DimHint" or "Dim." in repr(given):
         return Wanted(fallback) if "STATIC" not in repr(given) else None
     raise UsageError(
-        "PL813", f"a dynamic dimension is a name, (name, low, high) or a torch Dim, got {given!r}"
+        "PL852", f"a dynamic dimension is a name, (name, low, high) or a torch Dim, got {given!r}"
     )
 
 
@@ -58,7 +58,7 @@ def wanted_axes(spec: Any, rank: int, name: str) -> dict[int, Wanted]:
     found = {}
     for axis, given in pairs:
         if not isinstance(axis, int) or not -rank <= axis < rank:
-            raise UsageError("PL813", f"{name} has {rank} axes, there is no axis {axis}")
+            raise UsageError("PL852", f"{name} has {rank} axes, there is no axis {axis}")
         each = wanted(given, f"{name}_{axis % rank}")
         if each is not None:
             found[axis % rank] = each

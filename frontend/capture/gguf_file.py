@@ -222,7 +222,7 @@ def dequantized(header: Header) -> Iterator[tuple[StoredTensor, NDArray[np.float
         data: NDArray[Any] = np.memmap(header.path, stored or np.uint8, "r", tensor.start, tuple(shape))
         try:
             plain = dequantize(np.asarray(data), kind) if tensor.kind > 1 and not stored else data
-        except NotImplementedError:
+        except RuntimeError:  # a kind that the reader does not know
             raise CaptureError(
                 "PL124", f"the tensor {tensor.name!r} is stored as {kind.name}, which cannot be read",
                 where=str(header.path),

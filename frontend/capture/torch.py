@@ -48,7 +48,7 @@ def capture_torch(
 def _inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if example_inputs is None:
         raise UsageError(
-            "PL811",
+            "PL850",
             "a PyTorch module needs example inputs",
             hint="pass example_inputs=(tensor, ...) or a mapping",
         )
@@ -58,7 +58,7 @@ def _inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (example_inputs,), {}
     if not isinstance(example_inputs, Sequence) or isinstance(example_inputs, (str, bytes)):
         kind = type(example_inputs).__name__
-        raise UsageError("PL811", f"example inputs are a tensor, a tuple or a mapping, got {kind}")
+        raise UsageError("PL850", f"example inputs are a tensor, a tuple or a mapping, got {kind}")
     match example_inputs:
         case (tuple() | list() as positional, Mapping() as named):
             return tuple(positional), dict(named)
@@ -71,7 +71,7 @@ def _parameter_names(model: torch.nn.Module, args: Sequence[Any], kwargs: Mappin
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise UsageError(
-            "PL812",
+            "PL851",
             f"the example inputs do not fit {type(model).__name__}.forward: {error}",
             hint=f"it is {signature}",
         ) from None
@@ -96,23 +96,23 @@ def _asked(
     values = dict(zip(names, args, strict=False)) | dict(kwargs)
     if isinstance(dynamic_shapes, (tuple, list)):
         if len(dynamic_shapes) > len(names):
-            raise UsageError("PL813", f"{len(dynamic_shapes)} dynamic shapes for {len(names)} inputs")
+            raise UsageError("PL852", f"{len(dynamic_shapes)} dynamic shapes for {len(names)} inputs")
         dynamic_shapes = dict(zip(names, dynamic_shapes, strict=False))
     unknown = [k for k in dynamic_shapes if k not in values]
     if unknown:
         raise UsageError(
-            "PL813", f"no input is called {', '.join(unknown)}", hint=f"inputs: {', '.join(names)}"
+            "PL852", f"no input is called {', '.join(unknown)}", hint=f"inputs: {', '.join(names)}"
         )
     out = {}
     for key, spec in dynamic_shapes.items():
         if spec is not None and not isinstance(values[key], torch.Tensor):
-            raise UsageError("PL813", f"{key} is not a tensor, it has no dynamic dimensions")
+            raise UsageError("PL852", f"{key} is not a tensor, it has no dynamic dimensions")
         axes = wanted_axes(spec, values[key].dim(), key) if spec is not None else {}
         for axis, each in axes.items():
             have = values[key].shape[axis]
             if not each.low <= have <= each.high:
                 limits = f"[{each.low}, {each.high}]"
-                raise UsageError("PL814", f"{key}: axis {axis} ({each.name}) is {have}, outside of {limits}")
+                raise UsageError("PL853", f"{key}: axis {axis} ({each.name}) is {have}, outside of {limits}")
         out[key] = axes
     return out
 

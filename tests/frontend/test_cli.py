@@ -99,7 +99,7 @@ def test_dry_runs_write_nothing(
 
 
 def test_compile_gguf_and_onnx(call: Any, files: Path, tmp_path: Path) -> None:
-    code, out, err = call(
+    code, out, _ = call(
         "compile", files / "small.gguf", "-o", tmp_path / "g.planish", "-p", "auto,int4{group=32}", "--json"
     )
     assert code == 0
@@ -113,14 +113,14 @@ def test_compile_gguf_and_onnx(call: Any, files: Path, tmp_path: Path) -> None:
 
 def test_show_other_files(call: Any, files: Path) -> None:
     for name, word in (("small.gguf", "llama"), ("mlp.ir.py", "aten.linear"), ("mlp.onnx", "aten.linear")):
-        code, out, err = call("show", files / name, "--layers")
+        code, out, _ = call("show", files / name, "--layers")
         assert code == 0 and word in out
         code, out, _err = call("show", files / name, "--json")
         assert json.loads(out)["layers"]
 
 
 def test_opt(call: Any, files: Path, tmp_path: Path) -> None:
-    code, out, err = call(
+    code, out, _ = call(
         "opt",
         files / "mlp.ir.py",
         "-p",
@@ -172,10 +172,10 @@ def test_why_shows_the_nearest_miss(call: Any, tmp_path: Path) -> None:
 
 def test_cache(call: Any, files: Path, tmp_path: Path) -> None:
     call("compile", files / "small.gguf", "-o", tmp_path / "a.planish", "--cache-dir", tmp_path / "cache")
-    code, out, err = call("cache", "info", "--cache-dir", tmp_path / "cache", "--json")
+    code, out, _ = call("cache", "info", "--cache-dir", tmp_path / "cache", "--json")
     assert json.loads(out)["artifacts"] == 1
     begin = time.perf_counter()
-    code, out, err = call(
+    code, out, _ = call(
         "compile", files / "small.gguf", "-o", tmp_path / "b.planish", "--cache-dir", tmp_path / "cache"
     )
     assert code == 0 and time.perf_counter() - begin < 5
@@ -189,7 +189,7 @@ def test_configuration(call: Any, files: Path, tmp_path: Path) -> None:
     config.write_text('passes = "auto,int8"\nseed = 3\nallow-fixed = true\nlayer = ["up{freeze}"]\n')
     code, out, err = call("compile", files / "mlp.ir.py", "--config", config, "--dry-run", "--json")
     assert code == 0 and json.loads(out)["passes"].endswith("int8{group=64}")
-    code, out, err = call(
+    code, out, _ = call(
         "compile", files / "mlp.ir.py", "--config", config, "-p", "none", "--dry-run", "--json"
     )
     assert json.loads(out)["passes"] == ""

@@ -198,11 +198,11 @@ def test_unknown_operators_are_listed_at_once():
 @pytest.mark.parametrize(
     ("inputs", "options", "code"),
     [
-        (None, {}, "PL811"),
-        ((torch.randn(3, 8), torch.randn(3)), {}, "PL812"),
-        ((torch.randn(3, 8),), {"dynamic_shapes": {"y": {0: "N"}}}, "PL813"),
-        ((torch.randn(3, 8),), {"dynamic_shapes": {"x": {4: "N"}}}, "PL813"),
-        ((torch.randn(3, 8),), {"dynamic_shapes": {"x": {0: ("N", 5, 9)}}}, "PL814"),
+        (None, {}, "PL850"),
+        ((torch.randn(3, 8), torch.randn(3)), {}, "PL851"),
+        ((torch.randn(3, 8),), {"dynamic_shapes": {"y": {0: "N"}}}, "PL852"),
+        ((torch.randn(3, 8),), {"dynamic_shapes": {"x": {4: "N"}}}, "PL852"),
+        ((torch.randn(3, 8),), {"dynamic_shapes": {"x": {0: ("N", 5, 9)}}}, "PL853"),
     ],
 )
 def test_wrong_example_inputs(inputs, options, code):

@@ -463,7 +463,6 @@ def alone(artifact: Path, rows: int, k: int) -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_alone_and_in_little_memory(tmp_path: Path) -> None:
     """numpy and onnxruntime are enough, and weights are held once: peak memory stays near the file's size."""
     layer = Int4(64, 64)
