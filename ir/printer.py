@@ -123,21 +123,26 @@ def format_dims(symbols: tuple[Symbol, ...]) -> str:
     return "".join(f"{s.name} = dim({s.low}, {s.high})\n" for s in symbols)
 
 
-def print_program(program: Program, *, dims: bool = True, sources: bool = False) -> str:
-    """Text of a program, its nested programs first; ``sources`` adds the user's lines as comments."""
+def print_program(program: Program, *, dims: bool = True, sources: bool = False, align: bool = True) -> str:
+    """Text of a program, its nested programs first; ``sources`` adds the user's lines as comments, ``align``
+    puts the right-hand sides into one column."""
     every = (*all_nested(program), program)
     symbols = sorted({s for p in every for s in p.symbols}, key=lambda s: s.name)
     head = format_dims(tuple(symbols)) if dims else ""
-    return (head + "\n\n" if head else "") + "\n\n".join(_print_one(p, sources) for p in every)
+    return (head + "\n\n" if head else "") + "\n\n".join(_print_one(p, sources, align) for p in every)
 
 
-def _print_one(program: Program, sources: bool) -> str:
+def _print_one(program: Program, sources: bool, align: bool = True) -> str:
     """Text of a program without its dimensions and nested programs."""
     names = names_of(program, {p.name for p in program.nested()})
     arguments = ", ".join(f"{names[i]}: {i.type}" for i in program.inputs)
     lines = [f"def {program.name}({arguments}):"]
     body = [n for n in program.nodes if n.op != "input"]
-    width = max((len(names[n]) + len(str(n.type)) + 2 for n in body if len(str(n.type)) < 40), default=0)
+    width = (
+        max((len(names[n]) + len(str(n.type)) + 2 for n in body if len(str(n.type)) < 40), default=0)
+        if align
+        else 0
+    )
     for node in body:
         line = f"    {f'{names[node]}: {node.type}':<{width}} = {format_call(node, names)}"
         origin = program.origins.get(node)

@@ -149,7 +149,9 @@ def without_mod(value: Size) -> Size:
     """The same size with ``a % b`` spelled ``a - b*(a//b)``."""
     if isinstance(value, int) or not value.has(sympy.Mod):
         return value
-    return size(value.replace(lambda e: isinstance(e, (sympy.Mod, sympy.floor)), _divided))
+    return size(
+        value.replace(lambda e: isinstance(e, (sympy.Mod, sympy.floor)), _divided, simultaneous=False)
+    )
 
 
 def _divided(e: Any) -> Any:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TextIO
 
 from planish.ir.node import Program
+from planish.ir.printer import print_program
 from planish.passes.pipeline import Observer, PassRecord, Result
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def to_console(console: Console) -> Sink:
 
 def text_diff(before: Program, after: Program, labels: tuple[str, str], context: int) -> str:
     """The unified difference of two programs' texts; empty if they read the same."""
-    old, new = (str(p).splitlines() for p in (before, after))
+    old, new = (print_program(p, align=False).splitlines() for p in (before, after))
     return "\n".join(difflib.unified_diff(old, new, *labels, n=context, lineterm=""))
 
 
