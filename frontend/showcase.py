@@ -22,15 +22,18 @@ TARGET = "cpu{activation_bits=8}"
 
 FP32 = "fp32"
 INT4 = "int4"
+TABLE = "int8{group=64,search=none,only=model.embed_tokens}"
+"""The embedding, which is the head as well, in 8 bits: it costs the most quality for each byte that is saved."""
+
 PIPELINES = {
     FP32: "auto",
     "int8": "auto,int8{group=64,search=none}",
-    INT4: "auto,int4{group=64,search=none}",
-    "int3": "auto,int3{group=64}",
+    INT4: f"auto,{TABLE},int4{{group=64,search=none}}",
+    "int4-all": "auto,int4{group=64,search=none}",
+    "int3": f"auto,{TABLE},int3{{group=64}}",
 }
 """What is compared, by name. Only three bits gain from a search for scales: it clips what large weights need."""
 
-MEBIBYTE = 1 << 20
 SHARE, ROOM = 0.17, 150 * 1000 * 1000
 """The largest share of the fp32 bytes for int4, and the bytes that a process may take beyond its artifact."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
@@ -149,16 +150,19 @@ def without_mod(value: Size) -> Size:
     """The same size with ``a % b`` spelled ``a - b*(a//b)``."""
     if isinstance(value, int) or not value.has(sympy.Mod):
         return value
-    return size(
-        value.replace(lambda e: isinstance(e, (sympy.Mod, sympy.floor)), _divided, simultaneous=False)
-    )
+    return size(_without_mod(value))
 
 
-def _divided(e: Any) -> Any:
-    """A remainder by its quotient, and a quotient in canonical form, after their parts have changed."""
+def _without_mod(e: Any) -> Any:
+    if not e.args:
+        return e
+    parts = [_without_mod(a) for a in e.args]
     if isinstance(e, sympy.Mod):
-        return e.args[0] - e.args[1] * floor_div(size(e.args[0]), size(e.args[1]))
-    return sympy.sympify(floor_div(*map(size, sympy.fraction(sympy.together(e.args[0])))))
+        return parts[0] - parts[1] * floor_div(size(parts[0]), size(parts[1]))
+    if isinstance(e, sympy.floor):  # what stood in it may have changed, so it is made again
+        top, bottom = sympy.fraction(sympy.together(parts[0]))
+        return sympy.sympify(floor_div(size(top), size(bottom)))
+    return e.func(*parts)
 
 
 @lru_cache(maxsize=65536)
@@ -210,17 +214,19 @@ def _bounds(value: sympy.Expr) -> tuple[float, float]:
     if isinstance(value, Symbol):
         return value.low, value.high
     if value.is_number:
-        return (int(value), int(value)) if value.is_Integer else (float(value), float(value))
+        number = cast(float, Fraction(int(value.p), int(value.q))) if value.is_Rational else float(value)
+        return (int(value), int(value)) if value.is_Integer else (number, number)
     parts = [_bounds(a) for a in value.args]
     if isinstance(value, sympy.Add):
         low, high = sum(p[0] for p in parts), sum(p[1] for p in parts)
         if value.is_integer and any(isinstance(t.as_coeff_Mul()[1], sympy.floor) for t in value.args):
             lowest, highest = _bounds(_relaxed(value, 1))[0], _bounds(_relaxed(value, -1))[1]
-            low = max(low, math.ceil(lowest - 1e-6)) if math.isfinite(lowest) else low
-            high = min(high, math.floor(highest + 1e-6)) if math.isfinite(highest) else high
+            low = max(low, math.ceil(lowest)) if math.isfinite(lowest) else low
+            high = min(high, math.floor(highest)) if math.isfinite(highest) else high
         return low, high
     if isinstance(value, sympy.Mul):
-        low, high = 1.0, 1.0
+        low: float = 1
+        high: float = 1
         for a, b in parts:
             ends = [_times(x, y) for x in (low, high) for y in (a, b)]
             low, high = min(ends), max(ends)
@@ -228,7 +234,7 @@ def _bounds(value: sympy.Expr) -> tuple[float, float]:
     if isinstance(value, sympy.Pow) and value.exp.is_Integer and value.exp > 0 and parts[0][0] >= 0:
         return parts[0][0] ** int(value.exp), parts[0][1] ** int(value.exp)
     if isinstance(value, sympy.Pow) and value.exp == -1 and parts[0][0] > 0:
-        return 1 / parts[0][1], 1 / parts[0][0]
+        return _inverse(parts[0][1]), _inverse(parts[0][0])
     if isinstance(value, sympy.floor):
         return tuple(math.floor(p) if math.isfinite(p) else p for p in parts[0])  # type: ignore[return-value]
     if isinstance(value, sympy.Mod) and parts[1][0] > 0:
@@ -251,6 +257,10 @@ def _relaxed(value: sympy.Add, sign: int) -> Any:
                 rest -= 1 - (1 / bottom if bottom.is_Integer else 0)
         out += factor * rest
     return sympy.expand(out)
+
+
+def _inverse(x: float) -> float:
+    return 1 / x if isinstance(x, float) else cast(float, Fraction(1, 1) / x)
 
 
 def _times(x: float, y: float) -> float:

@@ -120,7 +120,7 @@ def test_show_other_files(call: Any, files: Path) -> None:
 
 
 def test_opt(call: Any, files: Path, tmp_path: Path) -> None:
-    code, out, _ = call(
+    code, out, err = call(
         "opt",
         files / "mlp.ir.py",
         "-p",
