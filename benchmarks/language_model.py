@@ -28,13 +28,14 @@ from planish.frontend.yardstick import Tokens
 RESULTS = Path(__file__).parent / "results" / "language_model.md"
 WAYS = {
     FP32: "auto",
-    "int8": "auto,int8{group=64,search=none}",
+    "int8": "auto,int8{group=64}",
     "int6": "auto,int6{group=64}",
     "int5": "auto,int5{group=64}",
     "int4": "auto,int4{group=64}",
-    "int4, nearest": "auto,int4{group=64,search=none}",
+    "int4, search": "auto,int4{group=64,search=mse}",
     "int4, group 32": "auto,int4{group=32}",
     "int3": "auto,int3{group=64}",
+    "int3, nearest": "auto,int3{group=64,search=none}",
     "int3, group 32": "auto,int3{group=32}",
     "int2, group 32": "auto,int2{group=32}",
 }

@@ -22,14 +22,14 @@ TARGET = "cpu{activation_bits=8}"
 
 FP32 = "fp32"
 INT4 = "int4"
-TABLE = "int8{group=64,search=none,only=model.embed_tokens}"
-"""The embedding, which is the head as well, in 8 bits: it costs the most quality for each byte that is saved."""
+TABLE = "int6{group=64,only=model.embed_tokens}"
+"""The embedding, which is the head as well, in 6 bits: with fewer it loses the most for each byte that it saves."""
 
 PIPELINES = {
     FP32: "auto",
-    "int8": "auto,int8{group=64,search=none}",
-    INT4: f"auto,{TABLE},int4{{group=64,search=none}}",
-    "int4-all": "auto,int4{group=64,search=none}",
+    "int8": "auto,int8{group=64}",
+    INT4: f"auto,{TABLE},int4{{group=64}}",
+    "int4-all": "auto,int4{group=64}",
     "int3": f"auto,{TABLE},int3{{group=64}}",
 }
 """What is compared, by name. Only three bits gain from a search for scales: it clips what large weights need."""

@@ -126,9 +126,11 @@ def floor_div(a: Size, b: Size) -> Size:
     """``a // b`` in canonical form: exact quotients lose the floor, nested floors become one."""
     if isinstance(a, int) and isinstance(b, int):
         return a // b
-    plain = without_mod(a)
-    if plain != a and equal(size(b * (quotient := floor_div(plain, b))), plain):  # such as (T + -T%4)//4
-        return quotient
+    plain, divisor = without_mod(a), without_mod(b)
+    if (plain, divisor) != (a, b):  # such as (T + -T%4)//4
+        exact = floor_div(plain, divisor)
+        if equal(size(divisor * exact), plain):
+            return exact
     quotient = sympy.cancel(sympy.sympify(a) / b)
     top, bottom = sympy.fraction(sympy.together(quotient))
     if not bottom.is_Integer:
@@ -225,12 +227,11 @@ def _bounds(value: sympy.Expr) -> tuple[float, float]:
             high = min(high, math.floor(highest)) if math.isfinite(highest) else high
         return low, high
     if isinstance(value, sympy.Mul):
-        low: float = 1
-        high: float = 1
-        for a, b in parts:
-            ends = [_times(x, y) for x in (low, high) for y in (a, b)]
-            low, high = min(ends), max(ends)
-        return low, high
+        out = parts[0]
+        for part in parts[1:]:
+            ends = [_times(x, y) for x in out for y in part]
+            out = min(ends), max(ends)
+        return out
     if isinstance(value, sympy.Pow) and value.exp.is_Integer and value.exp > 0 and parts[0][0] >= 0:
         return parts[0][0] ** int(value.exp), parts[0][1] ** int(value.exp)
     if isinstance(value, sympy.Pow) and value.exp == -1 and parts[0][0] > 0:

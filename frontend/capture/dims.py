@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,24 +118,6 @@ def named_symbol(name: str, low: int, high: int) -> Symbol:
     from planish.ir.printer import identifier
 
     return types.dim(identifier(name), low, high)
-
-
-def required_multiple(symbol: Any, environment: Any) -> int:
-    """What a dimension must be a multiple of by the conditions that torch noted while it traced; 1 for nothing."""
-    whole = 1
-    for guard in environment.guards:
-        e = guard.expr
-        if not isinstance(e, sympy.Eq) or e.free_symbols != {symbol}:
-            continue
-        for one, other in (e.args, e.args[::-1]):
-            if one == symbol:  # s == k*(s//k)
-                factor, quotient = other.as_coeff_Mul()
-                if type(quotient).__name__ == "FloorDiv" and quotient.args == (symbol, factor):
-                    whole = math.lcm(whole, int(factor))
-            elif type(one).__name__ in ("Mod", "PythonMod") and other == 0 and one.args[0] == symbol:
-                if one.args[1].is_Integer:
-                    whole = math.lcm(whole, int(one.args[1]))
-    return whole
 
 
 def symbolic_axes(value: Any) -> list[tuple[int, Any]]:

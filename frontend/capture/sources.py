@@ -16,7 +16,8 @@ _CAPTURE = str(Path(__file__).with_name("torch.py"))
 _FOREIGN = ("/torch/", "/planish/", "\\torch\\", "<frozen", "/contextlib.py", "/functools.py")
 
 
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
+    """True for a file that is neither torch's nor planish's."""
     own = str(Path(__file__).resolve().parents[2])
     return (
         not any(part in file for part in _FOREIGN)
@@ -36,7 +37,7 @@ def short(file: str, line: int | str) -> str:
 def node_line(node: Any) -> str | None:
     """The deepest line of the user's model for a node of an exported graph."""
     trace = node.meta.get("stack_trace") or ""
-    frames = [(f, n) for f, n in _FRAME.findall(trace) if _is_users(f)]
+    frames = [(f, n) for f, n in _FRAME.findall(trace) if is_users(f)]
     return short(*frames[-1]) if frames else None
 
 
@@ -55,12 +56,12 @@ def model_line(error: BaseException) -> str | None:
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         for frame in traceback.extract_tb(current.__traceback__):
-            if _is_users(frame.filename):
+            if is_users(frame.filename):
                 found = short(frame.filename, frame.lineno or 0)
         if found:
             return found
         current = current.__cause__ or current.__context__
-    frames = [(f, n) for f, n in _FRAME.findall(str(error)) if _is_users(f)]
+    frames = [(f, n) for f, n in _FRAME.findall(str(error)) if is_users(f)]
     return short(*frames[-1]) if frames else None
 
 
@@ -107,7 +108,7 @@ def _has_sources(environment: Any) -> bool:
 def _inside_capture(stack: list[traceback.FrameSummary]) -> traceback.FrameSummary | None:
     """The deepest line of the model: below the call of planish, so not the line that calls planish."""
     begin = max((i for i, f in enumerate(stack) if f.filename == _CAPTURE), default=-1)
-    frames = [f for f in stack[begin + 1 :] if _is_users(f.filename)]
+    frames = [f for f in stack[begin + 1 :] if is_users(f.filename)]
     return frames[-1] if frames else None
 
 

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from planish.errors import CaptureError, PlanishError, UsageError
 from planish.frontend.capture.base import Captured
 from planish.frontend.capture.dims import Wanted, free_symbols, symbolic_axes, wanted_axes
+from planish.frontend.capture.guards import conditions
 from planish.frontend.capture.recurrent import keep_recurrent
 from planish.frontend.capture.sources import Fixed, fixed_line, model_line, watch_fixed_dimensions
 from planish.frontend.capture.translate import translate
@@ -31,7 +33,8 @@ def capture_torch(
 
     ``example_inputs`` is a tensor, a tuple of positional inputs or a mapping of keyword inputs. ``dynamic_shapes``
     names dimensions: ``{"input_ids": {0: "B", 1: ("T", 2, 512)}}``, or torch.export's own syntax with ``Dim``.
-    A dimension that the model's Python fixes raises ``CaptureError`` PL104 with the line, unless ``allow_fixed``.
+    A dimension that the model's Python fixes raises ``CaptureError`` PL104 with the line, unless ``allow_fixed``; so
+    does a choice that the model's Python made by a size, if sizes in range would choose otherwise.
     Other errors: PL101 (capture failed), PL102 (data-dependent size), PL105 (mutation), ``UnsupportedOpError`` PL201.
     """
     if isinstance(model, ExportedProgram):
@@ -42,7 +45,8 @@ def capture_torch(
     with watch_fixed_dimensions() as fixed:
         exported = _export(model, args, kwargs, names, asked)
     notes = _check_fixed(exported, asked, fixed, allow_fixed)
-    return translate(exported, name, asked, notes)
+    asked, more = _check_conditions(exported, asked, allow_fixed)
+    return translate(exported, name, asked, notes + more)
 
 
 def _inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -222,6 +226,39 @@ def _check_fixed(
                 )  # fmt: skip
             notes.append(message + (f" at {line}" if line else ""))
     return tuple(notes)
+
+
+def _check_conditions(
+    exported: ExportedProgram, asked: dict[str, dict[int, Wanted]], allow_fixed: bool
+) -> tuple[dict[str, dict[int, Wanted]], tuple[str, ...]]:
+    """Refuse or note conditions on sizes under which the model's Python would have done something else.
+
+    A condition that holds from some size on raises the lower end of that dimension's range instead.
+    """
+    names: dict[Any, str] = {}
+    for node in exported.graph.nodes:
+        wanted = asked.get(node.name, {}) if node.op == "placeholder" else {}
+        for axis, have in symbolic_axes(node.meta.get("val")) if wanted else ():
+            if axis in wanted and have.node.expr.is_Symbol:
+                names.setdefault(have.node.expr, wanted[axis].name)
+    notes: list[str] = []
+    lowest: dict[str, int] = {}
+    for condition in conditions(exported, names):
+        message = f"the model's Python does something else unless {condition.text}"
+        if condition.dimension is not None:
+            lowest[condition.dimension] = max(lowest.get(condition.dimension, 0), condition.low)
+            message += f", so {condition.dimension} is at least {condition.low}"
+        elif not allow_fixed:
+            raise CaptureError(
+                "PL104", message, where=condition.line,
+                hint="pass allow_fixed=True to capture what it does for such sizes only",
+            )  # fmt: skip
+        notes.append(f"{message} at {condition.line}")
+    raised = {
+        key: {a: replace(w, low=max(w.low, lowest.get(w.name, 0))) for a, w in axes.items()}
+        for key, axes in asked.items()
+    }
+    return raised, tuple(notes)
 
 
 def _symbols_of_export(exported: ExportedProgram) -> dict[str, dict[int, Wanted]]:

@@ -19,9 +19,9 @@ from planish.frontend.capture.dims import (
     Wanted,
     free_symbols,
     named_symbol,
-    required_multiple,
     symbolic_axes,
 )
+from planish.frontend.capture.guards import required_multiple
 from planish.frontend.capture.recurrent import keep_recurrent
 from planish.frontend.capture.sources import node_line, node_scope
 from planish.frontend.capture.torch_ops import load

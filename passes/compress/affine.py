@@ -43,25 +43,32 @@ class AffineCodec(Codec):
 
     ``group`` codes share a scale (0: the whole row). Symmetric codes have the fixed zero ``2**(bits - 1)``, others
     a zero for each group, stored as packed codes (``zero="int"``) or in half precision (``zero="float"``).
-    ``search="mse"`` chooses scales by the squared error, ``"none"`` by the largest values (round to nearest).
+    ``search="mse"`` chooses scales by the squared error, ``"none"`` by the largest values (round to nearest);
+    ``"auto"`` is ``"mse"`` up to three bits. From four bits on a search clips large weights that a model needs: the
+    weight error falls, but perplexity rises (``benchmarks/results/language_model.md``).
     """
 
     bits: int = 4
     group: int = field(default=64, metadata=SHOWN)
     symmetric: bool = False
-    search: Literal["mse", "none"] = "mse"
+    search: Literal["auto", "mse", "none"] = "auto"
     zero: Literal["int", "float"] = "int"
     scale: Literal["f16", "f32"] = "f16"
 
     def __post_init__(self) -> None:
         _one_of("bits", self.bits, range(2, 9))
-        _one_of("search", self.search, ("mse", "none"))
+        _one_of("search", self.search, ("auto", "mse", "none"))
         _one_of("zero", self.zero, ("int", "float"))
         _one_of("scale", self.scale, ("f16", "f32"))
         if self.group < 0:
             raise UsageError(
                 "PL813", f"group={self.group}: a group has at least one code; 0 means a whole row"
             )
+
+    @property
+    def searches(self) -> bool:
+        """True if scales are chosen by the squared error."""
+        return self.search == "mse" or (self.search == "auto" and self.bits <= 3)
 
     @property
     def spec(self) -> str:
@@ -165,7 +172,7 @@ class Affine(Pass):
     bits: int = 4
     group: int = field(default=64, metadata=SHOWN)
     symmetric: bool = False
-    search: Literal["mse", "none"] = "mse"
+    search: Literal["auto", "mse", "none"] = "auto"
     only: str = "*"
     skip: str = ""
     zero: Literal["int", "float"] = "int"

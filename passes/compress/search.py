@@ -110,7 +110,7 @@ def _search(w: Tensor, mask: Tensor | None, codec: AffineCodec) -> Grid:
     """The best grid for every group."""
     low, high = _range(w)
     best = _nearest(low, high, codec)
-    if codec.search == "none":
+    if not codec.searches:
         return best
     least = _loss(w, mask, best, codec)
     for candidate in _candidates(low, high, codec):

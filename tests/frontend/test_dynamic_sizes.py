@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from planish.errors import CaptureError
 from planish.frontend.capture.recurrent import KINDS, keep_recurrent
 from planish.frontend.capture.torch import capture_torch
 from planish.ir.run import run
@@ -75,6 +76,60 @@ def test_a_size_that_must_be_a_multiple_becomes_one():
     axes = {"x": {0: "B", 2: "H", 3: "W"}}
     program = agree(Halves(), torch.randn(3, 2, 12, 20), torch.randn(2, 2, 8, 36), dynamic=axes)
     assert [format_size(s) for s in program.inputs[0].shape] == ["B", "2", "4*H_part", "4*W_part"]
+
+
+class Choice(nn.Module):
+    """Two ways to go on, chosen by a size."""
+
+    def __init__(self, choose) -> None:
+        super().__init__()
+        self.choose = choose
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.choose(x.shape[1], y.shape[1]):
+            return x.sum(1) + y.sum(1)
+        return x.sum(1) - y.sum(1)
+
+
+PAIR = {"x": {0: "B", 1: "T"}, "y": {0: "B", 1: "U"}}
+CHOICES = {
+    "T % 2 != 0": lambda t, u: t % 2 == 0,
+    "T > U": lambda t, u: t > u,
+    "T != 77": lambda t, u: t == 77,
+}
+
+
+@pytest.mark.parametrize("condition", CHOICES)
+def test_a_choice_by_a_size_is_named_with_its_line(condition):
+    inputs = (torch.randn(3, 7), torch.randn(3, 5))
+    with pytest.raises(CaptureError, match="PL104") as refused:
+        capture_torch(Choice(CHOICES[condition]), inputs, dynamic_shapes=PAIR)
+    assert f"unless {condition};" in str(refused.value)
+    assert "test_dynamic_sizes.py:" in str(refused.value)
+    captured = capture_torch(Choice(CHOICES[condition]), inputs, dynamic_shapes=PAIR, allow_fixed=True)
+    assert any(condition in note for note in captured.notes)
+
+
+@pytest.mark.parametrize(
+    ("choose", "low"), [(lambda t, u: t > 5, 6), (lambda t, u: (t - 1) // 2 > 1, 5), (lambda t, u: t >= 2, 1)]
+)
+def test_a_choice_from_a_size_on_limits_the_range(choose, low):
+    inputs = (torch.randn(3, 7), torch.randn(3, 5))
+    program = capture_torch(Choice(choose), inputs, dynamic_shapes=PAIR).program
+    assert {s.name: s.low for s in program.symbols} == {"B": 1, "T": low, "U": 1}
+
+
+class Chunks(nn.Module):
+    """A sequence padded to whole chunks, worked on by chunk and cut again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (0, 0, 0, -x.shape[1] % 4))
+        chunks = padded.unflatten(1, (-1, 4)).cumsum(2).flatten(1, 2)
+        return chunks[:, : x.shape[1]]
+
+
+def test_padding_to_whole_chunks():
+    agree(Chunks(), torch.randn(3, 7, 2), torch.randn(2, 8, 2), torch.randn(2, 1, 2))
 
 
 class Nested(nn.Module):

@@ -96,6 +96,9 @@ def arange(*bounds: Any, dtype: Any = None, **_: Any) -> Node:
         else _kind(None, sum(b for b in bounds if isinstance(b, float)) or 0)
     )
     limits = (start, end, step)
+    if all(not isinstance(b, float) or b.is_integer() for b in limits):
+        start, end, step = (int(b) if isinstance(b, float) else b for b in limits)
+        limits = (start, end, step)
     if any(isinstance(b, float) for b in limits) and any(isinstance(b, sympy.Expr) for b in limits):
         raise refuse("arange with a fractional step over a dynamic size")
     return aten.arange(start, end, step, kind)
