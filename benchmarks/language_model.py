@@ -22,7 +22,7 @@ from pathlib import Path
 from planish.frontend import api, yardstick
 from planish.frontend.capture.base import Captured
 from planish.frontend.capture.source import capture, tokenizer_files
-from planish.frontend.showcase import FP32, HEADS, TARGET
+from planish.frontend.showcase import FP32, HEADS, TABLE, TARGET
 from planish.frontend.yardstick import Tokens
 
 RESULTS = Path(__file__).parent / "results" / "language_model.md"
@@ -30,14 +30,12 @@ WAYS = {
     FP32: "auto",
     "int8": "auto,int8{group=64}",
     "int6": "auto,int6{group=64}",
-    "int5": "auto,int5{group=64}",
+    "int4 and a table of 6 bits": f"auto,{TABLE},int4{{group=64}}",
     "int4": "auto,int4{group=64}",
     "int4, search": "auto,int4{group=64,search=mse}",
-    "int4, group 32": "auto,int4{group=32}",
+    "int3 and a table of 6 bits": f"auto,{TABLE},int3{{group=64}}",
     "int3": "auto,int3{group=64}",
     "int3, nearest": "auto,int3{group=64,search=none}",
-    "int3, group 32": "auto,int3{group=32}",
-    "int2, group 32": "auto,int2{group=32}",
 }
 FULL = 16_384
 
