@@ -18,7 +18,8 @@ VERSION = 1
 class Layer:
     """One weight of the model: how it is stored, what that costs, what it loses, and why it is so.
 
-    ``error`` is the weight error ``|W - W'| / |W|``; ``bits`` are the bits stored for each of its elements.
+    ``error`` is the weight error ``|W - W'| / |W|``; ``bits`` are the bits stored for each of its elements; ``group`` is
+    the fusion group, such as q, k and v of one attention, whose weights runtimes want stored alike.
     """
 
     name: str
@@ -28,11 +29,13 @@ class Layer:
     bytes: int
     error: float
     reason: str
+    group: str = ""
 
     def __str__(self) -> str:
         lost = f", error {self.error:.4f}" if self.error else ""
         size = f"{self.bits:.3f} bits, {self.bytes:,} bytes"
-        return f"{self.name}: {self.type} as {self.codec}, {size}{lost}; {self.reason}"
+        beside = f"; in the group {self.group}" if self.group else ""
+        return f"{self.name}: {self.type} as {self.codec}, {size}{lost}; {self.reason}{beside}"
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,9 @@ def _operations(program: Program) -> int:
 def _layers(before: Program, result: Result) -> tuple[Layer, ...]:
     """A row for each weight of the original program that is still in use, in the order of its first use."""
     from planish.passes.compress.encode import EncodedWeight
+    from planish.passes.recognise.groups import find_groups
 
+    groups = {w: g.name for g in find_groups(result.program) if len(g.weights) > 1 for w in g.weights}
     notes: dict[str, tuple[EncodedWeight, str]] = {}
     for record in result.records:
         for note in record.notes:
@@ -140,7 +145,16 @@ def _layers(before: Program, result: Result) -> tuple[Layer, ...]:
             reason = "kept: the codes would not be smaller"
         error = note.error if note is not None and encoded else 0.0
         rows.append(
-            Layer(name, str(kind), codec, round(8 * stored / count, 4), stored, float(f"{error:.6g}"), reason)
+            Layer(
+                name,
+                str(kind),
+                codec,
+                round(8 * stored / count, 4),
+                stored,
+                float(f"{error:.6g}"),
+                reason,
+                groups.get(name, ""),
+            )  # fmt: skip
         )
     return tuple(rows)
 

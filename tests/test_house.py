@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -207,6 +208,7 @@ BLOCK = re.compile(r"^```(?P<kind>python|console) run\n(?P<body>.*?)^```$", re.M
 @pytest.mark.parametrize("document", files(".md"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_examples_run(document: Path, tmp_path: Path) -> None:
     blocks = [(m["kind"], m["body"]) for m in BLOCK.finditer(document.read_text())]
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     if code := "\n".join(body for kind, body in blocks if kind == "python"):
         done = python("-c", code, cwd=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -222,8 +224,10 @@ def check_console(body: str, cwd: Path) -> None:
         program, *args = shlex.split(command, comments=True)
         assert program == "planish", f"only planish is run in examples: {command}"
         start = "from planish.frontend.cli.main import main; raise SystemExit(main())"
-        done = python("-c", start, *args, cwd=cwd)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        done = subprocess.run(
+            [sys.executable, "-c", start, *args], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}"
         expected = ".*".join(re.escape(piece) for piece in shown.strip().split("..."))
         if expected:
             assert re.fullmatch(expected, done.stdout.strip(), re.S), f"{command}\n{done.stdout}"
