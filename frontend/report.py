@@ -18,8 +18,8 @@ VERSION = 1
 class Layer:
     """One weight of the model: how it is stored, what that costs, what it loses, and why it is so.
 
-    ``error`` is the weight error ``|W - W'| / |W|``; ``bits`` are the bits stored for each of its elements; ``group`` is
-    the fusion group, such as q, k and v of one attention, whose weights runtimes want stored alike.
+    ``error`` is the weight error ``|W - W'| / |W|``; ``bits`` are the bits stored for each of its elements.
+    ``group`` is the fusion group, such as q, k and v of one attention, whose weights runtimes want stored alike.
     """
 
     name: str
@@ -154,7 +154,7 @@ def _layers(before: Program, result: Result) -> tuple[Layer, ...]:
                 float(f"{error:.6g}"),
                 reason,
                 groups.get(name, ""),
-            )  # fmt: skip
+            )
         )
     return tuple(rows)
 

@@ -106,6 +106,12 @@ def keep_numeric(x: TensorType, *_: Any) -> TensorType:
     return x
 
 
+def clamped(x: TensorType, low: Operand, high: Operand) -> TensorType:
+    """Same type as the first argument; at least one bound is given."""
+    need(low is not None or high is not None, "needs a lower or an upper bound")
+    return keep_numeric(x)
+
+
 def keep_integer(x: TensorType, *_: Any) -> TensorType:
     """Same type as the first argument, which must be integer or bool."""
     need(x.dtype.is_integer or x.dtype is boolean, f"needs an integer or bool tensor, got {x.dtype}")
@@ -175,6 +181,17 @@ def reduce(x: TensorType, dims: Sequence[int], keepdim: bool = False) -> TensorT
     return TensorType(x.dtype, reduced(x.shape, dims, keepdim))
 
 
+def need_axes(x: TensorType, dims: Sequence[int]) -> None:
+    """Refuse a reduction over no axes: torch reads that as all of them."""
+    need(bool(dims) or not x.rank, "needs at least one axis to reduce")
+
+
+def reduce_extreme(x: TensorType, dims: Sequence[int], keepdim: bool = False) -> TensorType:
+    """Reduction that keeps the element type and needs an axis."""
+    need_axes(x, dims)
+    return reduce(x, dims, keepdim)
+
+
 def reduce_one(x: TensorType, dim: int, keepdim: bool = False) -> TensorType:
     """Reduction of one axis that keeps the element type."""
     return reduce(x, (dim,), keepdim)
@@ -182,11 +199,13 @@ def reduce_one(x: TensorType, dim: int, keepdim: bool = False) -> TensorType:
 
 def reduce_float(x: TensorType, dims: Sequence[int], *rest: Any) -> TensorType:
     """Reduction over floating-point values; ``keepdim`` is the last argument."""
+    need_axes(x, dims)
     return TensorType(keep_float(x).dtype, reduced(x.shape, dims, rest[-1]))
 
 
 def reduce_bool(x: TensorType, dims: Sequence[int], keepdim: bool = False) -> TensorType:
     """Reduction of truth values."""
+    need_axes(x, dims)
     return TensorType(boolean, reduced(x.shape, dims, keepdim))
 
 

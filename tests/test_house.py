@@ -225,7 +225,11 @@ def check_console(body: str, cwd: Path) -> None:
         assert program == "planish", f"only planish is run in examples: {command}"
         start = "from planish.frontend.cli.main import main; raise SystemExit(main())"
         done = subprocess.run(
-            [sys.executable, "-c", start, *args], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            [sys.executable, "-c", start, *args],
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}"
         expected = ".*".join(re.escape(piece) for piece in shown.strip().split("..."))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -144,6 +145,14 @@ def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, and nothing on stderr, where torch prints whole graphs when a capture fails."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _export(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], names: list[str],
     asked: Mapping[str, Mapping[int, Wanted]],
@@ -158,8 +167,7 @@ def _export(
         for p in inspect.signature(model.forward).parameters.values()
     )
     spec: Any = _variadic_shapes(model, args, kwargs, shapes, names) if variadic else shapes
-    with _evaluation_mode(model), warnings.catch_warnings(), torch.no_grad(), keep_recurrent():
-        warnings.simplefilter("ignore")
+    with _quiet(), _evaluation_mode(model), torch.no_grad(), keep_recurrent():
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=spec, strict=False)
         except PlanishError:

@@ -5,6 +5,7 @@ from planish.ir.shapes import (
     arithmetic,
     bitwise,
     cast,
+    clamped,
     compare,
     elementwise,
     float_arithmetic,
@@ -29,7 +30,7 @@ define("aten.gelu", "x, approximate:str='none'", keep_float, pointwise=True, tor
 define("aten.softplus", "x, beta:float=1.0, threshold:float=20.0", keep_float, pointwise=True)
 define("aten.elu", "x, alpha:float=1.0, scale:float=1.0, input_scale:float=1.0", keep_float, pointwise=True)
 define("aten.leaky_relu", "x, negative_slope:float=0.01", keep_float, pointwise=True)
-define("aten.clamp", "x, min:any=None, max:any=None", keep_numeric, pointwise=True)
+define("aten.clamp", "x, min:any=None, max:any=None", clamped, pointwise=True)
 define("aten.isnan", "x", to_bool, pointwise=True)
 define("aten.isinf", "x", to_bool, pointwise=True)
 define("aten.logical_not", "x", to_bool, pointwise=True)

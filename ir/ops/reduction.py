@@ -8,6 +8,7 @@ from planish.ir.shapes import (
     keep_float,
     reduce,
     reduce_bool,
+    reduce_extreme,
     reduce_float,
     reduce_one,
     top_k,
@@ -17,8 +18,8 @@ from planish.ir.shapes_layers import channel_norm, normalize
 
 define("aten.sum", "x, dims:axes?=None, keepdim:bool=False", reduce, torch="custom:total")
 define("aten.mean", "x, dims:axes?=None, keepdim:bool=False", reduce_float, torch="mean.dim")
-define("aten.amax", "x, dims:axes?=None, keepdim:bool=False", reduce)
-define("aten.amin", "x, dims:axes?=None, keepdim:bool=False", reduce)
+define("aten.amax", "x, dims:axes?=None, keepdim:bool=False", reduce_extreme)
+define("aten.amin", "x, dims:axes?=None, keepdim:bool=False", reduce_extreme)
 define("aten.logsumexp", "x, dims:axes?=None, keepdim:bool=False", reduce_float)
 define(
     "aten.var",
