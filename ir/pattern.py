@@ -74,7 +74,7 @@ class Miss:
     reason: str
 
 
-def match(pattern: Pattern | Hole, node: Node, holes: Mapping[str, int] | None = None) -> Bindings | None:
+def match(pattern: Pattern | Hole, node: Node) -> Bindings | None:
     """What the holes stand for if the pattern matches at this node, else None."""
     return next(_match(pattern, node, {}, None, 0), None)
 

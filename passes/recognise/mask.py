@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from planish.errors import PlanishError
 from planish.ir.node import Node, Program, topological
 from planish.ir.run import run_with
-from planish.ir.types import Symbol, evaluate, symbols_of
+from planish.ir.types import Symbol, bounds, evaluate, symbols_of
 from planish.ir.weights import Weights
 
 if TYPE_CHECKING:
@@ -19,7 +20,11 @@ NEVER = -1e4
 """An additive mask value at or below this hides a key: exp of it underflows for all reasonable scores."""
 
 LARGEST = 8192
-"""Windows beyond this are not looked for: the mask would need too much memory to evaluate."""
+"""A mask in which a larger number occurs is left alone, unless no length reaches it: evaluation would need too much
+memory."""
+
+LARGER = (67, 259, 1025)
+"""Lengths that are always evaluated too, for windows that are made of several numbers."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +61,14 @@ def understand(mask: Node, queries: Any, keys: Any, weights: Weights) -> Meaning
     """The meaning of a position-only mask over ``queries`` x ``keys``, or None if it has none that we know.
 
     The mask is evaluated at several sizes, among them sizes around every number that occurs in it, so that a sliding
-    window shows itself.
+    window shows itself; a number too large to evaluate at, which a length may reach, leaves the mask as it is.
     """
     symbols = sorted(symbols_of((mask.type, queries, keys)) | _inner_symbols(mask), key=str)
-    numbers = _numbers(mask)
+    every = _numbers(mask)
+    numbers = tuple(n for n in every if n <= LARGEST)
+    longest = max(bounds(queries)[1], bounds(keys)[1])
+    if any(LARGEST < n <= longest for n in every):
+        return None
     guesses: set[Meaning] | None = None
     seen: list[tuple[int, int]] = []
     for binding in _bindings(symbols, numbers, (queries, keys)):
@@ -86,23 +95,20 @@ def _inner_symbols(mask: Node) -> set[Symbol]:
 
 
 def _numbers(mask: Node) -> tuple[int, ...]:
-    """Whole numbers in the mask's expressions that may be windows."""
+    """Whole numbers in the mask's expressions that may be windows, in order."""
     found: set[int] = set()
 
-    def visit(args: Any) -> None:
+    def visit(args: Any, fills: bool) -> None:
         for arg in args:
             if isinstance(arg, tuple):
-                visit(arg)
-            elif (
-                isinstance(arg, (int, float))
-                and not isinstance(arg, bool)
-                and arg == arg
-                and abs(arg) <= LARGEST
-            ):
-                found.add(abs(int(arg)))
+                visit(arg, fills)
+            elif isinstance(arg, (int, float)) and not isinstance(arg, bool) and math.isfinite(arg):
+                # A large negative number among floats is what hides a key, not a place.
+                if not (fills and arg <= NEVER):
+                    found.add(abs(int(arg)))
 
     for node in topological([mask]):
-        visit(node.args)
+        visit(node.args, node.dtype.is_float)
     return tuple(sorted(n for n in found if n >= 1))
 
 
@@ -114,7 +120,7 @@ def _bindings(
     if not moving:
         yield {s: min(max(s.low, 2 + i), s.high) for i, s in enumerate(symbols)}
         return
-    wanted = {2, 3, 7, 19, *(v for n in numbers for v in (n, n + 1, n + 5))}
+    wanted = {2, 3, 7, 19, *LARGER, *(v for n in numbers for v in (n, n + 1, n + 5))}
     done: set[tuple[int, ...]] = set()
     for length in sorted(wanted):
         binding = {s: min(max(length if s in moving else 2, s.low), s.high) for s in symbols}

@@ -120,6 +120,11 @@ def _need_pairs(x: Node, dim: int, even: Any, odd: Any, end: Any, last: Any, ste
         raise Decline("the parts are not the even and odd places of the last axis")
 
 
+def _need_pairwise_join(x: Node, wide: int, column: Any, shape: Any) -> None:
+    if wide != x.rank or tuple(shape) != x.shape or len(column) != x.rank + 1 or not equal(column[-1], 1):
+        raise Decline("the parts are not joined pair by pair")
+
+
 @rule(
     lambda x, c, s, dim, even, odd, end, last, step, column, wide, shape: aten.add(
         aten.mul(x, c),
@@ -160,8 +165,7 @@ def find_rope_interleaved(
 ) -> Node:  # fmt: skip
     """x*cos + stack([-x_odd, x_even])*sin = rope(x, cos1, sin1, interleaved) where cos and sin repeat each column"""
     _need_pairs(x, dim, even, odd, end, last, step)
-    if wide != x.rank or tuple(shape) != x.shape:
-        raise Decline("the parts are not joined pair by pair")
+    _need_pairwise_join(x, wide, column, shape)
     for table in (c, s):
         _need_table(x, table)
     return planish.rope(x, _half(c, True), _half(s, True), True)
@@ -213,8 +217,7 @@ def find_rope_pairs(
 ) -> Node:  # fmt: skip
     """stack([x_even*cos - x_odd*sin, x_odd*cos + x_even*sin]) = rope(x, cos, sin, interleaved)"""
     _need_pairs(x, dim, even, odd, end, last, step)
-    if wide != x.rank or tuple(shape) != x.shape:
-        raise Decline("the parts are not joined pair by pair")
+    _need_pairwise_join(x, wide, column, shape)
     for table in (c, s):
         _need_table(x, table)
     return planish.rope(x, c, s, True)

@@ -247,3 +247,47 @@ def test_a_mask_of_another_shape_of_window_is_kept():
     assert attention.args[3] is not None and attention.args[4] is False
     other = tuple(torch.randn(2, 3, 9, 16) for _ in range(3))
     assert relative_error(run(program, found.weights, *other), [TwoSided()(*other)]) <= TOLERANCE
+
+
+class Windowed(nn.Module):
+    """Attention over a sliding window of the given width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, q, k, v):
+        places = torch.arange(q.shape[-2])
+        distance = places[:, None] - places[None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < self.width))
+
+
+@pytest.mark.parametrize(
+    ("width", "longest", "window", "kept"),
+    [(40, 2**20, 40, False), (32768, 2**20, None, True), (32768, 4096, None, False)],
+    ids=["found", "too large to evaluate", "never reached"],
+)
+def test_a_window_that_cannot_be_evaluated_is_kept(width, longest, window, kept):
+    inputs = tuple(torch.randn(1, 2, 7, 8) for _ in range(3))
+    shapes = {n: {2: ("T", 1, longest)} for n in "qkv"}
+    found = capture_torch(Windowed(width), inputs, dynamic_shapes=shapes)
+    program = Recognise().apply(found.program, found.weights, Log())
+    attention = next(n for n in program.nodes if n.op == "planish.attention")
+    assert (attention.args[3] is not None) is kept
+    assert attention.args[4] is True and attention.args[5] == window
+
+
+def test_columns_of_two_are_no_pairs():
+    x = torch.randn(2, 4, 6, 16)
+
+    class Other(nn.Module):
+        def forward(self, x, cos, sin):
+            a, b = x[..., ::2], x[..., 1::2]
+            parts = [(a * cos - b * sin).view(2, 4, 6, 4, 2), (b * cos + a * sin).view(2, 4, 6, 4, 2)]
+            return torch.cat(parts, -1).view(2, 4, 6, 16)
+
+    tables = torch.randn(6, 8), torch.randn(6, 8)
+    found = capture_torch(Other(), (x, *tables))
+    program = Recognise().apply(found.program, found.weights, Log())
+    assert program.count("planish.rope") == 0
+    assert relative_error(run(program, found.weights, x, *tables), [Other()(x, *tables)]) <= TOLERANCE
