@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -119,8 +119,3 @@ def example_feeds(program: Program, seed: int, sizes: dict[str, int] | None = No
             torch.ones_like(value) if "mask" in leaf.name and not leaf.dtype.is_float else value
         )
     return feeds
-
-
-def with_report(made: Made, name: str, seconds: float) -> Made:
-    """The same with one more phase in its report."""
-    return replace(made, report=made.report.with_phase(name, seconds))

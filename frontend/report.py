@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -171,14 +171,3 @@ def _reason(name: str, each: Any) -> str:
                 return f"layer rule {index + 1}: {rule['match']}"
         return f"pass {each.default}"
     return f"pass {each}"
-
-
-def summary_rows(layers: Sequence[Layer]) -> list[tuple[str, int, int, float]]:
-    """Codec, number of weights, bytes, and the largest error, for every codec in use."""
-    table: dict[str, list[Layer]] = {}
-    for layer in layers:
-        table.setdefault(layer.codec, []).append(layer)
-    return [
-        (codec, len(rows), sum(r.bytes for r in rows), max(r.error for r in rows))
-        for codec, rows in table.items()
-    ]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planish.frontend.capture.torch_ops.base import HANDLERS, cast, handles, refuse, reshaped, to_dtype
+from planish.frontend.capture.torch_ops.base import HANDLERS, cast, handles, refuse, reshaped
 from planish.frontend.capture.torch_ops.pointwise import add, mul
-from planish.frontend.capture.torch_ops.structure import expand, transpose, unsqueeze
+from planish.frontend.capture.torch_ops.structure import expand, unsqueeze
 from planish.ir.namespace import aten, planish
 from planish.ir.node import Node
 from planish.ir.shapes import broadcast
-from planish.ir.types import equal, floor_div, product, size
+from planish.ir.types import equal, floor_div, i64, product, size
 
 
 @handles("linear.default")
@@ -365,7 +365,7 @@ def grouped_matmul(x: Node, weight: Node, ends: Node) -> Node:
     """Rows of ``x`` times the matrix of their group: group g holds rows ``[ends[g-1], ends[g])``."""
     count = weight.shape[0]
     rows = aten.view(aten.arange(0, x.shape[0]), [x.shape[0], 1])
-    group = aten.sum(aten.to(aten.ge(rows, cast(ends, to_dtype_i64())), to_dtype_i64()), [-1])
+    group = aten.sum(aten.to(aten.ge(rows, cast(ends, i64)), i64), [-1])
     if isinstance(count, int) and count <= 64:
         out = None
         for g in range(count):
@@ -377,19 +377,9 @@ def grouped_matmul(x: Node, weight: Node, ends: Node) -> Node:
     raise refuse(f"a grouped product over {count} groups")
 
 
-def to_dtype_i64() -> Any:
-    """The element type of indices."""
-    import torch
-
-    return to_dtype(torch.int64)
-
-
 @handles("transformers::grouped_mm_fallback.default", "_grouped_mm.default")
 def grouped_mm(x: Node, weight: Node, offs: Node | None = None, **_: Any) -> Node:
     """Grouped product of a mixture of experts."""
     if offs is None:
         return aten.matmul(x, weight)
     return grouped_matmul(x, weight, offs)
-
-
-__all__ = ["attention", "batch_norm", "convolution", "linear", "matmul", "transpose"]

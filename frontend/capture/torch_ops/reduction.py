@@ -16,7 +16,7 @@ from planish.frontend.capture.torch_ops.base import (
 )
 from planish.ir.namespace import aten, planish
 from planish.ir.node import Node
-from planish.ir.types import boolean, dtype, equal, i64, product
+from planish.ir.types import boolean, dtype, i64
 
 
 def _axes(dims: Any) -> Any:
@@ -240,8 +240,3 @@ def count_nonzero(x: Node, dims: Any = None) -> Node:
     """How many values are not zero."""
     flags = x if x.dtype is boolean else aten.ne(x, cast(0, x.dtype))
     return aten.sum(aten.to(flags, i64), _axes(dims))
-
-
-def is_single(x: Node) -> bool:
-    """True if a tensor holds exactly one value."""
-    return equal(product(x.shape), 1)

@@ -24,8 +24,7 @@ def _same(x: Any, *_: Any, **__: Any) -> Any:
 
 for _name in (
     "clone.default", "detach.default", "detach_.default", "alias.default", "contiguous.default",
-    "lift_fresh_copy.default", "lift_fresh.default", "view_as_real_copy.default", "dropout.default",
-    "native_dropout_identity.default",
+    "lift_fresh_copy.default", "lift_fresh.default", "dropout.default",
     "feature_dropout.default", "alpha_dropout.default", "positive.default", "resolve_conj.default",
     "resolve_neg.default", "_conj_physical.default", "requires_grad_.default",
 ):  # fmt: skip
