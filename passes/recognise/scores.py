@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from planish.ir.namespace import aten
 from planish.ir.node import Node
 from planish.ir.types import equal
+
+ABSORBS = -1e9
+"""A score plus this number, or less, is this number: adding it is the same as putting it in the place of the score."""
 
 
 @dataclass(frozen=True)
@@ -124,17 +128,20 @@ def _chosen(node: Node) -> Scores | None:
     condition, a, b = node.args
     for inner, fill, allow in ((a, b, True), (b, a, False)):
         value = fill.args[1] if isinstance(fill, Node) and fill.op == "aten.full" else fill
-        if not isinstance(inner, Node) or not isinstance(value, (int, float)) or value > -1e4:
+        if not isinstance(inner, Node) or not isinstance(value, (int, float)) or value > ABSORBS:
             continue
         below = read_scores(inner)
-        if (
-            below is None
-            or condition.rank < 2
-            or (below.mask is not None and below.mask.dtype.name != "bool")
-        ):
+        if below is None or condition.rank < 2:
             continue
         seen = condition if allow else aten.logical_not(condition)
-        return replace(below, mask=seen if below.mask is None else aten.bitwise_and(below.mask, seen))
+        if math.isfinite(value):
+            # Stays a number that is added: where a row hides every key, attention is uniform, not zero.
+            seen = aten.where(seen, aten.full([], 0.0, inner.dtype), float(value))
+        if below.mask is None:
+            return replace(below, mask=seen)
+        if below.mask.dtype is seen.dtype:
+            joint = aten.add if seen.dtype.is_float else aten.bitwise_and
+            return replace(below, mask=joint(below.mask, seen))
     return None
 
 

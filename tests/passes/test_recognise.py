@@ -291,3 +291,20 @@ def test_columns_of_two_are_no_pairs():
     program = Recognise().apply(found.program, found.weights, Log())
     assert program.count("planish.rope") == 0
     assert relative_error(run(program, found.weights, x, *tables), [Other()(x, *tables)]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("fill", [-1e9, torch.finfo(torch.float32).min, -1e4])
+def test_a_row_that_hides_every_key_stays_uniform(fill):
+    class Hidden(nn.Module):
+        def forward(self, q, k, v, allowed):
+            scores = (q @ k.transpose(-1, -2)).masked_fill(~allowed, fill)
+            return torch.softmax(scores, -1) @ v
+
+    inputs = tuple(torch.randn(1, 2, 6, 8) for _ in range(3))
+    allowed = torch.ones(6, 6, dtype=torch.bool).tril(-1)
+    assert not allowed[0].any()
+    found = capture_torch(Hidden(), (*inputs, allowed))
+    program = verify(Recognise().apply(found.program, found.weights, Log()), found.weights)
+    assert program.count("planish.attention") == (fill <= -1e9)
+    got = run(program, found.weights, *inputs, allowed)
+    assert relative_error(got, [Hidden()(*inputs, allowed)]) <= TOLERANCE
