@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from planish.errors import UsageError
+from planish.errors import ArtifactError, BackendError, UsageError
 from planish.frontend import config
 from planish.frontend.compiled import Bench, Compiled
 from planish.frontend.report import Layer, Report
@@ -160,13 +160,22 @@ def load(
     allow_native_code: bool | None = None,
     limits: Limits | None = None,
 ) -> Compiled:
-    """Load an artifact; it runs with numpy and onnxruntime alone.
+    """Load an artifact; it runs with numpy and the runtime of its code alone: onnxruntime, or TVM's.
 
     ``verify="full"`` checks every hash and runs the self-test, ``"fast"`` checks small members, ``"off"`` only the
-    structure. ``mmap=False`` copies the weights into memory.
+    structure. ``mmap=False`` copies the weights into memory. Machine code in a file runs only if ``allow_native_code``
+    is true or the file was trusted before, as what this user exported is; otherwise its program is compiled again,
+    which takes the compiler library (``ArtifactError`` PL622 without it), and so it is where the code is for another
+    processor.
     """
-    return Compiled(
-        session=load_session(
+    try:
+        session = load_session(
             path, device=device, mmap=mmap, verify=verify, allow_native_code=allow_native_code, limits=limits
         )
-    )
+    except (ArtifactError, BackendError) as error:
+        from planish.frontend.afresh import REASONS, compile_again
+
+        if error.code not in REASONS or not config.has_compiler() or device not in (None, "cpu"):
+            raise
+        return compile_again(path, verify=verify, mmap=mmap, limits=limits, reason=error)
+    return Compiled(session=session)

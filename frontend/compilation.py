@@ -15,6 +15,7 @@ from planish.ir.weights import Weights
 
 if TYPE_CHECKING:
     from planish.backends.ort.lower import Lowered
+    from planish.backends.tvm.product import Product
     from planish.frontend.capture.base import Captured
     from planish.ir.node import Program
     from planish.passes.base import Pass
@@ -29,7 +30,7 @@ class Made:
     report: Report
     captured: Captured
     seed: int = 0
-    lowered: Lowered | None = None
+    lowered: Lowered | Product | None = None
 
 
 class Phases:
@@ -73,15 +74,15 @@ def compile_captured(captured: Captured, options: CompileOptions, phases: Phases
         phases.add(record.name if len(record.name) < 60 else record.each.name, record.seconds)
 
     result = run_pipeline(captured.program, weights, passes, observers=[observe])
-    lowered = None
+    lowered, notes = None, tuple(captured.notes)
     if options.target.kind != "eager":
-        from planish.backends.ort.lower import lower
+        from planish.frontend.lowering import lower
 
-        with phases("lower"):
-            lowered = lower(result.program, weights, options=options.options)
+        lowered, more = lower(result.program, weights, options, phases)
+        notes += more
     report = make_report(
         captured.program, result, target=str(options.target), pipeline=_text(passes), source=captured.digest,
-        notes=tuple(captured.notes), phases=dict(phases.seconds), seed=options.seed,
+        notes=notes, phases=dict(phases.seconds), seed=options.seed,
     )  # fmt: skip
     return Made(result.program, _used(result.program, weights), report, captured, options.seed, lowered)
 

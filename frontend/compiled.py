@@ -14,7 +14,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from planish.errors import ArtifactError, BackendError, UsageError
+from planish.errors import BackendError, UsageError
 from planish.frontend.report import Layer, Report
 from planish.runtime.inputs import bind_arguments, check_inputs, to_torch, torch_device
 from planish.runtime.manifest import EntryPoint, Value
@@ -65,32 +65,18 @@ class Compiled:
     def program(self) -> Program:
         """The program, after all passes."""
         if self._program is None:
-            from planish.ir.parser import parse
+            from planish.frontend.afresh import stored_program
 
-            artifact = self._opened().artifact
-            name = _program_member(artifact.names)
-            if name is None:
-                raise ArtifactError("PL612", "the artifact holds no single program", where=str(artifact.path))
-            self._program = parse(artifact.read(name).decode(), f"{artifact.path}: {name}")
+            self._program = stored_program(self._opened().artifact)
         return self._program
 
     @property
     def weights(self) -> Weights:
         """The weights that the program uses. Of a loaded artifact: those that are stored as the program has them."""
         if self._weights is None:
-            from planish.ir.weights import Weights
-            from planish.runtime.inputs import to_torch as tensor
+            from planish.frontend.afresh import stored_weights
 
-            made, session = Weights(), self._opened()
-            wanted = {leaf.name: leaf.tensor for leaf in self.program.constants()}
-            for member in session.artifact.names:
-                if member.startswith("weights/"):
-                    for name, array in session.artifact.tensors(member).items():
-                        if name in wanted:
-                            import torch  # noqa: F401  (weights are torch tensors)
-
-                            made.add_lazy(name, wanted[name], lambda array=array: tensor(array, "cpu"))  # type: ignore[misc]
-            self._weights = made
+            self._weights = stored_weights(self._opened().artifact, self.program)
         return self._weights
 
     @property
@@ -225,11 +211,12 @@ class Compiled:
             self._scratch = tempfile.TemporaryDirectory(prefix="planish-")
             path = Path(self._scratch.name) / "model.planish"
             write_package(self._package(), path)
-            self._session = load_session(path, verify="off")
+            self._session = load_session(path, verify="off", allow_native_code=True)
             weakref.finalize(self, shutil.rmtree, self._scratch.name, ignore_errors=True)
         return self._session
 
     def _package(self, *, tokenizer: bool = False) -> Package:
+        from planish.frontend.code import code_of
         from planish.frontend.package import Parts, make_package
 
         made = self._made
@@ -239,15 +226,14 @@ class Compiled:
                 hint="compile with target='onnxruntime'",
             )  # fmt: skip
         files = self.tokenizer if tokenizer else {}
-        return make_package(
-            Parts(made.program, made.weights, made.lowered, made.report, made.captured.digest, files)
-        )
+        code = code_of(made.lowered, made.program, made.weights)
+        return make_package(Parts(code, made.report, made.captured.digest, files, made.program))
 
     def _run_eager(self, entry: EntryPoint, given: Mapping[str, Any]) -> dict[str, Any]:
         import torch
 
         from planish.backends.eager import build
-        from planish.backends.ort.storage import to_numpy
+        from planish.ir.arrays import to_numpy
 
         assert self._made is not None
         arrays, _ = check_inputs(entry, {s.name: (s.low, s.high) for s in self.program.symbols}, given)
@@ -264,11 +250,6 @@ def write_package(package: Package, path: Path, *, overwrite: bool = False) -> P
     from planish.runtime.artifact import write_artifact
 
     return write_artifact(path, manifest_fields=package.fields, members=package.members, overwrite=overwrite)
-
-
-def _program_member(names: tuple[str, ...]) -> str | None:
-    found = [n for n in names if n.startswith("ir/") and n.endswith(".ir.py")]
-    return "ir/main.ir.py" if "ir/main.ir.py" in found else found[0] if len(found) == 1 else None
 
 
 def _default(entries: Mapping[str, EntryPoint]) -> EntryPoint:

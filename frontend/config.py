@@ -26,6 +26,7 @@ Progress: TypeAlias = Callable[[str, float], None]
 """Called when a phase ends: its name and its seconds."""
 
 CachePolicy: TypeAlias = Literal["on", "off", "readonly", "redo"]
+_ARCHITECTURES = re.compile(r"sm_[0-9]{2,3}a?(\+sm_[0-9]{2,3}a?)*")
 _AUTO = re.compile(r"(?:^|(?<=,))\s*auto\s*(?=,|$)")
 
 
@@ -134,8 +135,10 @@ def read_target(target: Any) -> tuple[Target, Any]:
         raise UsageError("PL801", f"unknown target {_short(target)}", hint="a target is a text such as 'cpu'")
     name, brace, rest = target.strip().partition("{")
     found = parse_target(name)
-    if found.arch:
+    if found.arch and found.kind != "cuda":
         raise UsageError("PL801", f"the target '{found}' is not supported", hint=f"say '{found.kind}'")
+    if found.kind == "cuda" and not _ARCHITECTURES.fullmatch(found.arch or "sm_90"):
+        raise UsageError("PL801", f"the target '{found}' is not supported", hint="such as 'cuda:sm_90'")
     if brace and not rest.endswith("}"):
         raise UsageError("PL825", f"target {target!r}: the brace is not closed", hint="add a }")
     return found, _backend_options(found.kind, rest.removesuffix("}"))
@@ -148,10 +151,32 @@ def _backend_options(kind: str, text: str) -> Any:
             raise UsageError("PL825", "the target eager has no options")
         return None
     from planish.backends.ort.options import OrtOptions
+    from planish.backends.tvm.options import CpuOptions, GpuOptions
 
-    known: dict[str, Any] = {f.name: type(f.default) for f in fields(OrtOptions)}
+    pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
+    if kind == "onnxruntime":
+        return _options_of(OrtOptions, kind, pieces)
+    if kind != "cpu":
+        return _options_of(GpuOptions, kind, pieces)
+    if "backend=ort" in pieces:
+        return _options_of(OrtOptions, kind, [p for p in pieces if p != "backend=ort"])
+    made = _options_of(CpuOptions, kind, pieces)
+    if has_compiler() or any(p.startswith("backend=") for p in pieces):
+        return made
+    return OrtOptions(activation_bits=made.activation_bits)
+
+
+def has_compiler() -> bool:
+    """True if the library that makes machine code is installed; it is not imported."""
+    from importlib.util import find_spec
+
+    return find_spec("tvm") is not None
+
+
+def _options_of(made: type, kind: str, pieces: Sequence[str]) -> Any:
+    known: dict[str, Any] = {f.name: type(f.default) for f in fields(made)}
     given: dict[str, Any] = {}
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
+    for part in pieces:
         key, _, value = part.partition("=")
         if key not in known or key in given:
             raise UsageError(
@@ -162,7 +187,7 @@ def _backend_options(kind: str, text: str) -> Any:
             given[key] = {"true": True, "false": False}[value] if kind_of is bool else kind_of(value)
         except (KeyError, ValueError):
             raise UsageError("PL825", f"target option '{part}': expected {known[key].__name__}") from None
-    return OrtOptions(**given)
+    return made(**given)
 
 
 def cache_directory(given: str | os.PathLike[str] | None = None) -> Path:

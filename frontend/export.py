@@ -1,8 +1,12 @@
-"""Writing a compiled model: as an artifact with a self-test, or as a plain ONNX model."""
+"""Writing a compiled model: as an artifact with a self-test, as a plain ONNX model, or as a library for C++."""
 
 from __future__ import annotations
 
+import logging
 import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -10,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planish.errors import ArtifactError, BackendError, UsageError
+from planish.frontend.package import Package
 from planish.runtime.session import load as load_session
+from planish.runtime.zipwriter import CHUNK
 
 if TYPE_CHECKING:
     from planish.frontend.compiled import Compiled
@@ -22,17 +28,22 @@ ROUNDED_RTOL, ROUNDED_ATOL = 3e-2, 3e-2
 """The same where activations are rounded to 8 bits, which other kernels do elsewhere."""
 
 
+ELSEWHERE = frozenset({"PL705", "PL772", "PL773", "PL775", "PL863"})
+"""Errors of code for another processor, or for a GPU that is not here: it is written without a self-test."""
+
+log = logging.getLogger("planish")
+FORMATS = ("planish", "onnx", "so")
+
+
 def export(compiled: Compiled, path: str | os.PathLike[str], *, format: str, overwrite: bool) -> Path:
     """Write a compiled model; what fails leaves nothing at the destination."""
     target = Path(path)
-    if format in ("so", "mlir"):
+    if format == "mlir":
         raise UsageError(
-            "PL823",
-            f"format={format!r} is not supported by this version",
-            hint="known: planish, onnx",
+            "PL823", "format='mlir' is not supported by this version", hint=f"known: {', '.join(FORMATS)}"
         )
-    if format not in ("planish", "onnx"):
-        raise UsageError("PL827", f"unknown format {format!r}", hint="known: planish, onnx")
+    if format not in FORMATS:
+        raise UsageError("PL827", f"unknown format {format!r}", hint=f"known: {', '.join(FORMATS)}")
     if target.exists() and not overwrite:
         raise ArtifactError(
             "PL614",
@@ -41,9 +52,7 @@ def export(compiled: Compiled, path: str | os.PathLike[str], *, format: str, ove
             hint="pass overwrite=True to replace it",
         )
     begin = perf_counter()
-    written = (
-        _onnx(compiled, target, overwrite) if format == "onnx" else _artifact(compiled, target, overwrite)
-    )
+    written = {"onnx": _onnx, "so": _library, "planish": _artifact}[format](compiled, target, overwrite)
     if compiled._report is not None:
         compiled._report = compiled._report.with_phase("export", perf_counter() - begin)
     return written
@@ -61,14 +70,25 @@ def _onnx(compiled: Compiled, target: Path, overwrite: bool) -> Path:
             "PL722", f"the artifact holds {len(missing)} weights only in the layout of its code, first {missing[0]}",
             hint="compile the model again and export that",
         )  # fmt: skip
+    if any(n.op.startswith("kernel.") for n in program.nodes):
+        from planish.frontend.compilation import forked
+        from planish.passes.unselect import unselect
+
+        weights = forked(weights)
+        program = unselect(program, weights)
     made = compiled._made
-    options = made.lowered.options if made is not None and made.lowered is not None else OrtOptions()
+    chosen = made.lowered.options if made is not None and made.lowered is not None else None
+    options = chosen if isinstance(chosen, OrtOptions) else OrtOptions()
     return save_onnx(lower(program, weights, options=options), target, overwrite=overwrite)
 
 
-def _artifact(compiled: Compiled, target: Path, overwrite: bool) -> Path:
-    from planish.frontend.compiled import write_package
+def _library(compiled: Compiled, target: Path, overwrite: bool) -> Path:
+    from planish.frontend.export_library import export_library, model_of
 
+    return export_library(model_of(compiled), target, overwrite=overwrite)
+
+
+def _artifact(compiled: Compiled, target: Path, overwrite: bool) -> Path:
     if compiled._made is None:
         from planish.runtime.zipwriter import file_chunks, replacing
 
@@ -81,32 +101,74 @@ def _artifact(compiled: Compiled, target: Path, overwrite: bool) -> Path:
     if not target.parent.is_dir():
         raise ArtifactError("PL625", f"the folder {target.parent} does not exist", where=str(target))
     package = compiled._package(tokenizer=True)
-    return write_package(package.with_members(_selftest(compiled)), target, overwrite=overwrite)
+    written = _tested(compiled, package, target, overwrite)
+    _trust(compiled, written)
+    return written
 
 
-def _selftest(compiled: Compiled) -> dict[str, Any]:
+def _tested(compiled: Compiled, package: Package, target: Path, overwrite: bool) -> Path:
+    """Write a package with a self-test: an artifact without one is written, run and copied."""
+    from planish.frontend.compiled import write_package
+    from planish.runtime.artifact import open_artifact
+
+    made = compiled._made
+    assert made is not None
+    if made.program.states:
+        return write_package(package, target, overwrite=overwrite)
+    with tempfile.TemporaryDirectory(prefix="planish-") as folder:
+        scratch = write_package(package, Path(folder) / "model.planish")
+        more = _selftest(compiled, scratch)
+        with open_artifact(scratch, verify="off") as artifact:
+            # Weights are computed when they are written, and that once is enough.
+            written = {n: _pieces(artifact.view(n)) for n in package.members}
+            return write_package(Package({**written, **more}, package.fields), target, overwrite=overwrite)
+
+
+def _pieces(view: memoryview) -> Iterator[bytes]:
+    for start in range(0, len(view), CHUNK):
+        yield bytes(view[start : start + CHUNK])
+
+
+def _selftest(compiled: Compiled, scratch: Path) -> dict[str, Any]:
     """One small input and what the model makes of it, computed by one thread from the code that is written."""
-    import tempfile
-
+    from planish.frontend.code import code_of
     from planish.frontend.compilation import example_feeds
-    from planish.frontend.compiled import SELFTEST_THREADS, write_package
+    from planish.frontend.compiled import SELFTEST_THREADS
     from planish.runtime.inputs import to_array
     from planish.runtime.selftest import selftest_members
 
     made = compiled._made
     assert made is not None and made.lowered is not None
+    code = code_of(made.lowered, made.program, made.weights)
+    device = code.targets[0]["device"]
     program = made.program
-    if program.states:
-        return {}
     feeds = {n: to_array(v, n, program.name) for n, v in example_feeds(program, made.seed).items()}
-    with tempfile.TemporaryDirectory(prefix="planish-") as folder:
-        scratch = write_package(compiled._package(), Path(folder) / "model.planish")
-        with load_session(scratch, verify="off", threads=SELFTEST_THREADS) as session:
+    try:
+        with load_session(
+            scratch, device=device, verify="off", threads=SELFTEST_THREADS, allow_native_code=True
+        ) as session:
             outputs = session.run(feeds)
-    rounded = made.lowered.options.activation_bits < 32
-    rtol, atol = (ROUNDED_RTOL, ROUNDED_ATOL) if rounded else (SELFTEST_RTOL, SELFTEST_ATOL)
+    except (BackendError, UsageError) as error:
+        if error.code not in ELSEWHERE:
+            raise
+        return {}
+    rtol, atol = (ROUNDED_RTOL, ROUNDED_ATOL) if code.rounded else (SELFTEST_RTOL, SELFTEST_ATOL)
     largest = max((_largest(a) for a in outputs.values()), default=0.0)
     return dict(selftest_members(program.name, feeds, outputs, rtol=rtol, atol=atol * largest))
+
+
+def _trust(compiled: Compiled, written: Path) -> None:
+    """What was compiled here runs here without being asked for; a list that cannot be changed is no error."""
+    from planish.backends.tvm.product import Product
+    from planish.frontend.trusting import trust_own
+
+    made = compiled._made
+    if made is None or not isinstance(made.lowered, Product):
+        return
+    note = trust_own(written, made.lowered.libraries)
+    if note is not None:
+        log.warning("%s: %s", written, note)
+        compiled._report = replace(compiled.report, notes=(*compiled.report.notes, note))
 
 
 def _largest(array: Any) -> float:

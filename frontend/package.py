@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from planish.errors import BackendError
+from planish.frontend.code import Code, as_json
 from planish.frontend.report import Report
 from planish.ir.node import Node, Program
 from planish.ir.types import Symbol, TensorType
 
 if TYPE_CHECKING:
-    from planish.backends.ort.lower import Lowered
-    from planish.ir.weights import Weights
     from planish.runtime.artifact import Content
+    from planish.runtime.manifest import EntryPoint
     from planish.runtime.tensors import SafetensorsPayload
 
 WEIGHTS = "weights/model.safetensors"
-CODE = "code/onnxruntime/"
 SLACK_SHARE, SLACK_BYTES = 0.02, 256 * 1024
 """What the weights of an artifact may take beyond the leaves of its program: padding, alignment and a header."""
 
@@ -40,47 +38,44 @@ class Package:
 class Parts:
     """What a package is made of."""
 
-    program: Program
-    weights: Weights
-    lowered: Lowered
+    code: Code
     report: Report
     digest: str
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)
+    source: Program | None = None
+    """The program before kernels were chosen."""
 
 
 def make_package(parts: Parts) -> Package:
     """All members but the self-test; raises ``BackendError`` PL720 if weights would be stored decoded or twice."""
-    from planish.backends.ort.write import place
-
-    payload = make_payload(parts)
+    payload = make_payload(parts.code)
     layout = payload.layout()
     stored = max((info.offset + info.length for info in layout.values()), default=0)
-    check_size(parts.program, stored)
-    lowered = parts.lowered
+    program = parts.code.program
+    check_size(program, stored)
+    if parts.source is not None:
+        check_layouts(parts.source, stored)
     members: dict[str, Content] = {
-        f"ir/{parts.program.name}.ir.py": f"{parts.program}",
+        f"ir/{program.name}.ir.py": f"{program}",
         WEIGHTS: payload,
-        f"{CODE}model.onnx": place(lowered, WEIGHTS, layout).SerializeToString(deterministic=True),
-        f"{CODE}session.json": _json({"config": dict(lowered.session_options)}),
-        "report.json": _json(parts.report.as_json(times=False)),
+        **parts.code.members(WEIGHTS, layout),
+        "report.json": as_json(parts.report.as_json(times=False)),
         **{f"tokenizer/{name}": data for name, data in parts.tokenizer.items()},
     }
-    if lowered.load_model is not None:
-        members[f"{CODE}load.onnx"] = lowered.load_model.SerializeToString(deterministic=True)
     return Package(members, _fields(parts, set(layout)))
 
 
-def make_payload(parts: Parts) -> SafetensorsPayload:
+def make_payload(code: Code) -> SafetensorsPayload:
     """The tensors that the code refers to, and the small constants that only the program names."""
-    from planish.backends.ort.storage import to_numpy
+    from planish.ir.arrays import to_numpy
     from planish.runtime.tensors import SafetensorsPayload, TensorSource
 
-    tensors: dict[str, Any] = dict(parts.lowered.tensors)
-    for leaf in parts.program.constants():
-        if leaf.name not in tensors and int(leaf.tensor.nbytes) <= parts.lowered.options.inline_bytes:
+    tensors: dict[str, Any] = dict(code.tensors)
+    for leaf in code.program.constants():
+        if leaf.name not in tensors and int(leaf.tensor.nbytes) <= code.inline_bytes:
 
             def data(leaf: Node = leaf) -> Any:
-                return to_numpy(parts.weights.tensor(leaf.name), leaf.dtype)
+                return to_numpy(code.weights.tensor(leaf.name), leaf.dtype)
 
             shape = tuple(int(s) for s in leaf.shape if isinstance(s, int))
             tensors[leaf.name] = TensorSource(leaf.dtype.name, shape, data)
@@ -90,46 +85,67 @@ def make_payload(parts: Parts) -> SafetensorsPayload:
 def check_size(program: Program, stored: int) -> None:
     """Raise ``BackendError`` PL720 if the weights take more bytes than the leaves of the program allow."""
     leaves = sum(int(leaf.tensor.nbytes) for leaf in program.constants())
-    allowed = int(leaves * (1 + SLACK_SHARE)) + SLACK_BYTES
-    if stored > allowed:
+    _check_size(stored, leaves, leaves, "its program has")
+
+
+def check_layouts(source: Program, stored: int) -> None:
+    """Raise PL720 if kernels want more bytes than the program before them has, its tensors filled up to whole tiles."""
+    from planish.passes.select import filled
+
+    leaves = sum(int(leaf.tensor.nbytes) for leaf in source.constants())
+    most = sum(filled(leaf.tensor) for leaf in source.constants())
+    _check_size(stored, leaves, most, "without kernels it has")
+
+
+def _check_size(stored: int, leaves: int, most: int, what: str) -> None:
+    if stored > int(most * (1 + SLACK_SHARE)) + SLACK_BYTES:
         raise BackendError(
-            "PL720", f"the artifact would hold {stored:,} bytes of weights, its program has {leaves:,}",
+            "PL720", f"the artifact would hold {stored:,} bytes of weights, {what} {leaves:,}",
             hint="a weight would be stored decoded or twice; report this",
         )  # fmt: skip
 
 
-def _json(table: Mapping[str, Any]) -> bytes:
-    return json.dumps(table, indent=1, sort_keys=True).encode() + b"\n"
-
-
 def _fields(parts: Parts, stored: set[str]) -> dict[str, Any]:
-    program = parts.program
+    program, code = parts.code.program, parts.code
     relaid = sorted(leaf.name for leaf in program.constants() if leaf.name not in stored)
     return {
         "producer": versions(),
-        "targets": [{"name": "onnxruntime", "device": "cpu"}],
+        "targets": code.targets,
         "dims": {s.name: [s.low, s.high] for s in program.symbols if isinstance(s, Symbol)},
-        "entry_points": {program.name: entry_point(program, parts.lowered)},
+        "entry_points": {program.name: entry_point(code)},
         "source": {"digest": parts.digest},
         # Constants of the program that are stored only in the layout of the code.
         "relaid": relaid,
     }
 
 
-def entry_point(program: Program, lowered: Lowered) -> dict[str, Any]:
+def entry_point(code: Code) -> dict[str, Any]:
     """The typed inputs, outputs and states of a program, as the manifest has them."""
+    program = code.program
     count = len(program.outputs)
     states: list[dict[str, Any]] = []
     types = {n.name: str(n.tensor) for n in program.nodes if n.op == "state"}
-    for (name, _), output in zip(program.states, lowered.output_names[count:], strict=True):
+    for (name, _), output in zip(program.states, code.output_names[count:], strict=True):
         states.append({"name": name, "type": types[name], "input": name, "output": output})
-    outputs = zip(lowered.output_names[:count], program.outputs, strict=True)
+    outputs = zip(code.output_names[:count], program.outputs, strict=True)
     return {
         "inputs": [_value(leaf.name, leaf.tensor) for leaf in program.inputs],
         "outputs": [_value(name, node.tensor) for name, node in outputs],
         "states": states,
-        "code": {"onnxruntime": f"{CODE}model.onnx"},
+        "code": dict(code.entry),
     }
+
+
+def typed(name: str, table: Mapping[str, Any]) -> EntryPoint:
+    """An entry point from what :func:`entry_point` gives."""
+    from planish.runtime.manifest import EntryPoint, State, Value
+    from planish.runtime.typetext import parse_type
+
+    inputs, outputs = (
+        tuple(Value(v["name"], parse_type(v["type"])) for v in table[key]) for key in ("inputs", "outputs")
+    )
+    states = tuple(State(s["name"], parse_type(s["type"]), s["input"], s["output"]) for s in table["states"])
+    return EntryPoint(name, inputs, outputs, states)
 
 
 def _value(name: str, kind: TensorType) -> dict[str, str]:
@@ -141,7 +157,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in ("planish", "torch", "onnx", "onnxruntime"):
+    for name in ("planish", "torch", "onnx", "onnxruntime", "apache-tvm", "apache-tvm-ffi"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from planish.ir.eager_layout import fake_quantize, panel, tile_rows, unpanel, untile_rows  # noqa: F401
+from planish.ir.eager_sparse import expand_nm  # noqa: F401
+
 Tensor = torch.Tensor
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64,
@@ -184,16 +187,16 @@ def unpack(codes: Tensor, bits: int, length: int) -> Tensor:
     """Codes of ``bits`` bits, little end first, one per byte."""
     if bits == 8:
         return codes[..., :length]
-    if bits in (1, 2, 4):
-        per = 8 // bits
-        shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
-        return ((codes[..., None] >> shifts) & (2**bits - 1)).reshape(
-            *codes.shape[:-1], codes.shape[-1] * per
-        )[..., :length]
-    places = torch.arange(length) * bits
-    low, shift = places // 8, places % 8
-    wide = F.pad(codes, (0, 1)).to(torch.int32)
-    return (((wide[..., low] | (wide[..., low + 1] << 8)) >> shift) & (2**bits - 1)).to(torch.uint8)
+    step, per = bits // math.gcd(bits, 8), 8 // math.gcd(bits, 8)
+    parts = F.pad(codes, (0, -codes.shape[-1] % step))
+    parts = parts.unflatten(-1, (parts.shape[-1] // step, step))
+    made = []
+    for low, shift in (divmod(index * bits, 8) for index in range(per)):
+        code = parts[..., low] >> shift
+        if shift + bits > 8:
+            code = code | (parts[..., low + 1] << (8 - shift))
+        made.append(code & (2**bits - 1))
+    return torch.stack(made, -1).flatten(-2)[..., :length]
 
 
 def dequant(codes: Tensor, scale: Tensor, zero: Any, group: int, dtype: torch.dtype) -> Tensor:

@@ -24,6 +24,12 @@ BUILT_IN: Mapping[str, str] = {
     "find-attention": "planish.passes.recognise.attention:FindAttention",
     "recognise": "planish.passes.recognise.recognise:Recognise",
     "affine": "planish.passes.compress.affine:Affine",
+    "nm": "planish.passes.compress.nm:Nm",
+    "fold-batch-norm": "planish.passes.batch_norm:FoldBatchNorm",
+    "round-activations": "planish.passes.activations:RoundActivations",
+    "round-operands": "planish.passes.activations:RoundOperands",
+    "select": "planish.passes.select:Select",
+    "channels-last": "planish.passes.channels_last:ChannelsLast",
 }
 """Name of a pass to the class that is imported when it is asked for."""
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -130,8 +130,10 @@ class OrtSession:
         _check_unchanged(artifact)
         return made
 
-    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run the model on arrays by input name; gives the named outputs, or all."""
+    def run(
+        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None, keep: Collection[str] = ()
+    ) -> dict[str, Array]:
+        """Run the model on arrays by input name; gives the named outputs, or all; ``keep`` changes nothing here."""
         names = list(outputs) if outputs is not None else list(self.outputs)
         if self._session is None:
             raise BackendError("PL704", "the session is closed")
@@ -142,6 +144,10 @@ class OrtSession:
             values = {name: _value(ort, array, self.inputs.get(name, "")) for name, array in feeds.items()}
             found = self._session.run_with_ort_values(names, values)
             return {name: _array(value) for name, value in zip(names, found)}
+
+    def array(self, value: Array) -> Array:
+        """An output that was kept, as an array: what it is already."""
+        return value
 
     def close(self) -> None:
         """Release the model and its memory; a second call does nothing."""

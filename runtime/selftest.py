@@ -10,7 +10,7 @@ import numpy as np
 from planish.errors import ArtifactError
 from planish.runtime.artifact import Artifact
 from planish.runtime.manifest import EntryPoint
-from planish.runtime.ort import OrtSession
+from planish.runtime.runner import Runner
 from planish.runtime.tensors import Array, SafetensorsPayload, parse_json
 
 FOLDER = "selftest/"
@@ -21,7 +21,7 @@ def selftest_members(
 ) -> dict[str, bytes | SafetensorsPayload]:
     """The members that hold a self-test of the entry point ``entry``, with the tolerance that it needs.
 
-    Names are those of the ONNX model, so the inputs and outputs of states may be among them.
+    Names are those of the code, so the inputs and outputs of states may be among them.
     """
     tensors = {f"input.{name}": array for name, array in inputs.items()}
     tensors |= {f"output.{name}": array for name, array in outputs.items()}
@@ -32,7 +32,7 @@ def selftest_members(
     }
 
 
-def run_selftest(artifact: Artifact, entry: EntryPoint, model: Callable[[EntryPoint], OrtSession]) -> int:
+def run_selftest(artifact: Artifact, entry: EntryPoint, model: Callable[[EntryPoint], Runner]) -> int:
     """Run the self-test of one entry point: 1 if there is one and it passes, 0 if there is none, else PL615."""
     data, facts = f"{FOLDER}{entry.name}.safetensors", f"{FOLDER}{entry.name}.json"
     if data not in artifact:

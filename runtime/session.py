@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 from collections.abc import Mapping
@@ -17,11 +18,15 @@ from planish.runtime.artifact import Artifact, Verify, open_artifact
 from planish.runtime.inputs import bind_arguments, check_inputs, to_torch, torch_device
 from planish.runtime.limits import Limits
 from planish.runtime.manifest import EntryPoint, Manifest
+from planish.runtime.native_code import NAME
 from planish.runtime.ort import FOLDER, OrtSession
+from planish.runtime.runner import Runner
 from planish.runtime.selftest import run_selftest
 from planish.runtime.tensors import Array, parse_json
 
 _NUMPY = {"bool": "bool", "f16": "float16", "f32": "float32", "f64": "float64", "c64": "complex64"}
+_CHECKED = 256
+log = logging.getLogger("planish")
 _NATIVE = (".so", ".dll", ".dylib", ".cubin", ".ptx")
 
 
@@ -39,12 +44,13 @@ def load(
 
     ``verify="full"`` checks the hash of every member and runs the self-tests in the file, ``"fast"`` checks the
     small members, ``"off"`` only the structure. ``mmap=False`` copies the weights into memory, after which the
-    file may vanish. Code in machine language is never run unless ``allow_native_code`` is true.
+    file may vanish. Code in machine language is never run unless ``allow_native_code`` is true or the user trusts
+    it (see :mod:`planish.runtime.trust`): PL622. ``False`` refuses also what is trusted.
     """
     artifact = open_artifact(path, mmap=mmap, verify=verify, limits=limits)
     try:
         session = Session(
-            artifact, device=device or "cpu", allow_native_code=bool(allow_native_code), threads=threads
+            artifact, device=device or "cpu", allow_native_code=allow_native_code, threads=threads
         )
         if verify == "full":
             session.selftest()
@@ -66,17 +72,20 @@ class Session:
         artifact: Artifact,
         *,
         device: str = "cpu",
-        allow_native_code: bool = False,
+        allow_native_code: bool | None = None,
         threads: int | None = None,
     ) -> None:
         self.artifact = artifact
         self.device = device
         self._threads = threads
         self._lock = threading.RLock()
-        self._models: dict[str, OrtSession] = {}
-        self._states: dict[str, Array] = {}
+        self._models: dict[tuple[str, str], Runner] = {}
+        self._native: dict[str, Any] = {}
+        self._states: dict[str, Any] = {}
+        self._held: dict[str, Runner] = {}
+        self._sizes: dict[tuple[Any, ...], Mapping[str, int]] = {}
         self._code = {
-            name: _code_of(artifact, entry, allow_native_code)
+            name: _code_of(artifact, entry, device, allow_native_code)
             for name, entry in artifact.manifest.entry_points.items()
         }
         self._default = _default_entry(artifact.manifest)
@@ -137,12 +146,15 @@ class Session:
     @property
     def states(self) -> Mapping[str, Array]:
         """The states after the last call, by name; empty before the first."""
-        return MappingProxyType(self._states)
+        with self._lock:
+            found = {name: self._held[name].array(value) for name, value in self._states.items()}
+        return MappingProxyType(found)
 
     def reset(self) -> None:
         """Forget the states: the next call begins with zeros."""
         with self._lock:
             self._states.clear()
+            self._held.clear()
 
     def selftest(self) -> int:
         """Run the self-tests in the file and return their number; PL615 if a result is not as stored."""
@@ -153,7 +165,10 @@ class Session:
         with self._lock:
             for model in self._models.values():
                 model.close()
+            for native in self._native.values():
+                native.close()
             self._models.clear()
+            self._native.clear()
             self._states.clear()
             self.artifact.close()
 
@@ -178,31 +193,69 @@ class Session:
         return found[0] if len(found) == 1 else tuple(found)
 
     def _run(self, entry: EntryPoint, given: Mapping[str, Any]) -> dict[str, Array]:
-        feeds, sizes = check_inputs(entry, self.manifest.dims, given)
+        feeds, sizes = self._check(entry, given)
         names = [v.name for v in entry.outputs]
         if not entry.states:
             return self._model(entry).run(feeds, names)
         with self._lock:
+            model = self._model(entry)
             for state in entry.states:
                 if state.name not in self._states:
                     kind = _NUMPY.get(state.type.dtype) or _integer(state.type.dtype)
                     self._states[state.name] = np.zeros(state.type.sizes(sizes), kind)
-                feeds[state.input] = self._states[state.name]
-            found = self._model(entry).run(feeds, [*names, *(s.output for s in entry.states)])
+                value, holder = self._states[state.name], self._held.get(state.name)
+                if holder is not None and type(holder) is not type(model):
+                    value = holder.array(value)
+                feeds[state.input] = value
+            following = [s.output for s in entry.states]
+            found = model.run(feeds, [*names, *following], keep=following)
             for state in entry.states:
                 self._states[state.name] = found.pop(state.output)
+                self._held[state.name] = model
             return found
 
-    def _model(self, entry: EntryPoint) -> OrtSession:
+    def _check(
+        self, entry: EntryPoint, given: Mapping[str, Any]
+    ) -> tuple[dict[str, Array], Mapping[str, int]]:
+        """The arrays of a call and its sizes; types and shapes that were checked before are not checked again."""
+        kinds: list[Any] = [entry.name]
+        for name, value in given.items():
+            if type(value) is not np.ndarray or not value.flags.c_contiguous or not value.dtype.isnative:
+                return check_inputs(entry, self.manifest.dims, given)
+            kinds += (name, value.dtype, value.shape)
+        key = tuple(kinds)
+        if key not in self._sizes:
+            arrays, sizes = check_inputs(entry, self.manifest.dims, given)
+            if len(self._sizes) >= _CHECKED:
+                self._sizes.clear()
+            self._sizes[key] = sizes
+            return arrays, sizes
+        return dict(given), self._sizes[key]
+
+    def _model(self, entry: EntryPoint) -> Runner:
         code = self._code[entry.name]
-        with self._lock:
-            if code not in self._models:
-                made = OrtSession.from_artifact(
-                    self.artifact, code, device=self.device, threads=self._threads
-                )
-                self._models[code] = made
-            _check_names(made := self._models[code], entry, f"{self.path}: {code}")
+        native = code.endswith(f"/{NAME}")
+        key = (code, entry.name if native else "")
+        made = self._models.get(key)
+        if made is not None and native:
             return made
+        with self._lock:
+            if key not in self._models:
+                self._models[key] = self._open_native(code, entry) if native else self._open_onnx(code)
+            _check_names(made := self._models[key], entry, f"{self.path}: {code}")
+            return made
+
+    def _open_onnx(self, code: str) -> Runner:
+        return OrtSession.from_artifact(self.artifact, code, device=self.device, threads=self._threads)
+
+    def _open_native(self, code: str, entry: EntryPoint) -> Runner:
+        from planish.runtime.tvm import TvmCode, TvmSession
+
+        if code not in self._native:
+            self._native[code] = TvmCode.from_artifact(
+                self.artifact, code, device=self.device, threads=self._threads
+            )
+        return TvmSession(self._native[code], entry.name)
 
     def _json(self, name: str) -> Mapping[str, Any] | None:
         if name not in self.artifact:
@@ -232,18 +285,26 @@ def _default_entry(manifest: Manifest) -> EntryPoint | None:
     return entries.get("main") or (next(iter(entries.values())) if len(entries) == 1 else None)
 
 
-def _code_of(artifact: Artifact, entry: EntryPoint, allow_native_code: bool) -> str:
-    for name in (entry.code.get("onnxruntime"), f"{FOLDER}{entry.name}.onnx", f"{FOLDER}model.onnx"):
-        if name is not None and name in artifact:
-            return name
-        if name is not None and name == entry.code.get("onnxruntime"):
-            raise ArtifactError("PL612", f"there is no member {name!r}", where=str(artifact.path))
-    native = [name for name in artifact.names if name.startswith("code/") and name.endswith(_NATIVE)]
-    if native and not allow_native_code:
-        raise ArtifactError(
-            "PL622", f"the entry point {entry.name} exists only as native code ({native[0]})", where=str(artifact.path),
-            hint="pass allow_native_code=True if you trust the file, or compile its program afresh",
-        )  # fmt: skip
+def _code_of(artifact: Artifact, entry: EntryPoint, device: str, allow: bool | None) -> str:
+    """The member to run an entry point from: native code if it may run and can, else the model of ONNX Runtime."""
+    onnx, native, refusal = _onnx_member(artifact, entry), _native_member(artifact, entry, device), None
+    if native is not None:
+        try:
+            _check_native(artifact, native, device, allow)
+            return native
+        except (ArtifactError, BackendError) as error:
+            if isinstance(error, ArtifactError) and error.code != "PL622":
+                raise
+            refusal = error
+    if onnx is not None:
+        if refusal is not None:
+            log.info("%s: ONNX Runtime is used for %s: %s", artifact.path, entry.name, refusal)
+        return onnx
+    if refusal is not None:
+        raise refusal
+    loose = [name for name in artifact.names if name.startswith("code/") and name.endswith(_NATIVE)]
+    if loose and not allow:
+        raise _untrusted(artifact, loose[0])
     targets = sorted({name.split("/")[1] for name in artifact.names if name.startswith("code/")})
     raise BackendError(
         "PL705", f"no runtime here for the entry point {entry.name}; code is there for: {', '.join(targets) or 'none'}",
@@ -251,7 +312,46 @@ def _code_of(artifact: Artifact, entry: EntryPoint, allow_native_code: bool) -> 
     )  # fmt: skip
 
 
-def _check_names(model: OrtSession, entry: EntryPoint, where: str) -> None:
+def _onnx_member(artifact: Artifact, entry: EntryPoint) -> str | None:
+    for name in (entry.code.get("onnxruntime"), f"{FOLDER}{entry.name}.onnx", f"{FOLDER}model.onnx"):
+        if name is not None and name in artifact:
+            return name
+        if name is not None and name == entry.code.get("onnxruntime"):
+            raise ArtifactError("PL612", f"there is no member {name!r}", where=str(artifact.path))
+    return None
+
+
+def _native_member(artifact: Artifact, entry: EntryPoint, device: str) -> str | None:
+    kind = device.partition(":")[0]
+    given = entry.code.get(kind)
+    if given is not None and (given not in artifact or not given.endswith(f"/{NAME}")):
+        raise ArtifactError(
+            "PL612", f"there is no member {given!r} that names code", where=str(artifact.path)
+        )
+    name = given or f"code/{kind}/{NAME}"
+    return name if name in artifact else None
+
+
+def _check_native(artifact: Artifact, member: str, device: str, allow: bool | None) -> None:
+    """Raise unless there is a library for this machine and it may run; nothing of it is run."""
+    from planish.runtime.trust import is_trusted
+    from planish.runtime.tvm import library_member, read_code
+    from planish.runtime.tvm_library import load_runtime
+
+    name = library_member(artifact, member, read_code(artifact, member), device)
+    if not allow and (allow is False or not is_trusted(artifact.manifest.members[name][1])):
+        raise _untrusted(artifact, name)
+    load_runtime()
+
+
+def _untrusted(artifact: Artifact, name: str) -> ArtifactError:
+    return ArtifactError(
+        "PL622", f"the artifact holds native code that is not trusted ({name})", where=str(artifact.path),
+        hint="pass allow_native_code=True if you trust the file, or compile its program afresh",
+    )  # fmt: skip
+
+
+def _check_names(model: Runner, entry: EntryPoint, where: str) -> None:
     wanted = {v.name for v in entry.inputs} | {s.input for s in entry.states}
     given = {v.name for v in entry.outputs} | {s.output for s in entry.states}
     if wanted != set(model.inputs) or not given <= set(model.outputs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate-golden", action="store_true", help="write what passes now make of the golden programs"
     )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def settings_of_nobody(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's own settings and list of trusted code are neither read nor changed."""
+    before = os.environ.get("PLANISH_CONFIG_DIR")
+    os.environ["PLANISH_CONFIG_DIR"] = str(tmp_path_factory.mktemp("settings"))
+    yield
+    if before is None:
+        del os.environ["PLANISH_CONFIG_DIR"]
+    else:
+        os.environ["PLANISH_CONFIG_DIR"] = before
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -225,3 +225,24 @@ text(
     "def main(h: f32[3], x: f32[T, 3], w: f32[3, 3]):\n    r = planish.scan(body, [h], [x], [w])\n"
     "    last = planish.item(r, 0)\n    all = planish.item(r, 1)\n    return last, all\n",
 )
+
+for _tile, _depth in ((16, 1), (16, 4), (32, 2), (8, 1)):
+    _tiles, _steps = -(-20 // _tile), -(-10 // _depth)
+    add("planish.tile_rows", "x: f32[20, 10]", f"@(x, {_tile}, {_depth})")
+    add(
+        "planish.untile_rows",
+        f"x: f32[{_tiles}, {_steps}, {_tile * _depth}]",
+        f"@(x, 20, 10, {_tile}, {_depth})",
+    )
+for _bits in range(1, 9):
+    add("planish.panel", "c: u8[18, 40]", f"@(c, {_bits})")
+    add("planish.unpanel", f"c: u8[2, {64 * _bits * 2}]", f"@(c, {_bits}, 18, 40)")
+add("planish.fake_quantize", "x: f32[B, T, 10]", "@(x, 8, 4)", "@(x, 8, 32)", "@(x, 4, 5)")
+for _n, _m, _bits in ((1, 2, 1), (2, 4, 2), (3, 4, 2), (1, 8, 3), (5, 8, 3)):
+    for _length in (16, 19):
+        _count = -(-_length // _m) * _n
+        _bytes = -(-_count * _bits // 8)
+        for _kind in ("f32", "f16"):
+            _given = f"v: {_kind}[T, {_count}], p: u8[T, {_bytes}]"
+            add("planish.expand_nm", _given, f"@(v, p, {_n}, {_m}, {_length})")
+add("planish.expand_nm", "v: f64[B, T, 6], p: u8[B, T, 2]", "@(v, p, 2, 4, 12)")

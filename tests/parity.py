@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -25,6 +26,8 @@ INTERPRETER_TOLERANCE = 1e-5
 """Largest error of the interpreter against eager PyTorch, relative to the largest value of an output."""
 RECOGNISED_TOLERANCE = 1e-5
 """The same for a program whose norms, rotary embeddings and attentions were recognised."""
+RULE_FLOOR = 1e-5
+"""What a lowered program may be off beyond twice the error of eager PyTorch, relative to the largest value."""
 ORT_TOLERANCE = 1e-4
 """Largest error of ONNX Runtime in fp32 against eager PyTorch, relative to the largest value of an output."""
 
@@ -116,3 +119,69 @@ def check_text(program: Program) -> None:
     assert again.inputs == program.inputs, "the parsed program has other inputs"
     assert all(a is b for a, b in zip(again.roots, program.roots, strict=True)), "parsing made other nodes"
     assert print_program(again) == text, "the parsed program prints differently"
+
+
+@cache
+def exact(name: str, index: int) -> tuple[list[Tensor], list[Tensor]]:
+    """What the model of a case computes at one of its check sizes: in double precision, and as it is.
+
+    A model that torch cannot run in double precision stands in for itself, which only makes the rule stricter.
+    """
+    case = CASES[name]
+    sizes = case.check_sizes[index]
+    double = nn.Module.double(copy.deepcopy(model_of(name)))
+    inputs = {
+        k: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v
+        for k, v in case.inputs(sizes).items()
+    }
+    plain = expected(case, sizes)
+    try:
+        with torch.no_grad():
+            leaves = pytree.tree_leaves(double(**inputs))
+    except RuntimeError:
+        return plain, plain
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], plain
+
+
+def excess(have: Sequence[Any], wanted: tuple[list[Tensor], list[Tensor]]) -> float:
+    """How far results exceed the rule for lowered programs; at most 0 if it holds.
+
+    The error against double precision may be twice that of eager PyTorch plus 1e-5 of the largest value.
+    """
+    reference, plain = wanted
+    if len(have) != len(reference):
+        return math.inf
+    worst = -math.inf
+    for got, exactly, own in zip(have, reference, plain, strict=True):
+        got = torch.as_tensor(got)
+        if got.shape != own.shape or got.dtype != own.dtype:
+            return math.inf
+        if not own.is_floating_point():
+            worst = max(worst, 0.0 if torch.equal(got, own) else math.inf)
+            continue
+        finite = torch.isfinite(own)
+        if not torch.equal(torch.isfinite(got), finite) or not torch.equal(got[~finite], own[~finite]):
+            return math.inf
+        if finite.any():
+            values = exactly[finite].double()
+            scale = values.abs().max().item()
+            mine = (got[finite].double() - values).abs().max().item()
+            eager = (own[finite].double() - values).abs().max().item()
+            worst = max(worst, mine - 2 * eager - RULE_FLOOR * scale)
+    return worst
+
+
+def native_excess(case: ModelCase, target: str) -> float:
+    """How far a model compiled for a target exceeds the rule, at the two sizes that capture did not see."""
+    from planish.frontend import api
+
+    with api.compile_captured(captured(case.name), api.make_options(target=target)) as compiled:
+        names = [leaf.name for leaf in captured(case.name).program.inputs]
+        found = []
+        for index, sizes in enumerate(case.check_sizes):
+            given = dict(zip(names, ordered(captured(case.name).program, case, sizes), strict=True))
+            results = compiled.run(given)
+            found.append(excess([torch.as_tensor(r) for r in results.values()], exact(case.name, index)))
+        assert compiled.report.target == target.partition("{")[0]
+        assert not any("ONNX Runtime is used" in note for note in compiled.report.notes)
+    return max(found)

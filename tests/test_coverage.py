@@ -1,4 +1,4 @@
-"""Architectures: each is captured and computed by the interpreter and by ONNX Runtime at sizes capture did not see."""
+"""Architectures: each is computed by the interpreter, ONNX Runtime and machine code at sizes capture did not see."""
 
 from __future__ import annotations
 
@@ -67,6 +67,11 @@ def test_onnx_runtime(case: ModelCase, passes: str) -> None:
     captured = parity.captured(case.name)
     program = captured.program if passes == "none" else parity.recognised(case.name)
     assert parity.ort_error(case, program, captured.weights) <= parity.ORT_TOLERANCE
+
+
+@cases
+def test_machine_code(case: ModelCase) -> None:
+    assert parity.native_excess(case, "cpu") <= 0
 
 
 @cases

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from planish.errors import BackendError
+from planish.ir.arrays import numpy_type
 from planish.ir.types import DTYPES, DType, Size, Symbol, bounds, format_size
 from planish.ir.types import size as as_size
 
@@ -35,11 +36,6 @@ ONNX_TYPES: Mapping[str, int] = {
 """ONNX element types by planish's names, and packed codes (u4, u2); complex numbers have none."""
 
 I64_MAX, I64_MIN = 2**63 - 1, -(2**63)
-
-
-def numpy_type(kind: DType) -> np.dtype[Any]:
-    """The numpy type of an element type, through ml_dtypes where numpy has none."""
-    return np.dtype(helper.tensor_dtype_to_np_dtype(ONNX_TYPES[kind.name]))
 
 
 class Graph:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from planish.backends.ort.graph import ONNX_TYPES, Array, Graph, numpy_type, value_info
-from planish.ir.types import DTYPES, DType, TensorType
+from planish.backends.ort.graph import ONNX_TYPES, Graph, value_info
+from planish.ir.arrays import to_numpy
+from planish.ir.types import DTYPES, TensorType
 from planish.runtime.tensors import TensorSource
 
 if TYPE_CHECKING:
@@ -22,18 +22,6 @@ LOADED = "load"
 
 PLACEHOLDER = "weights/model.safetensors"
 """The location of all other big initializers until they are placed."""
-
-
-def to_numpy(tensor: Any, kind: DType) -> Array:
-    """The values of a torch tensor, also in element types that numpy lacks."""
-    import torch
-
-    value = tensor.detach().cpu().contiguous()
-    wanted = numpy_type(kind)
-    if wanted.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        bits = torch.uint16 if wanted.itemsize == 2 else torch.uint8
-        return np.asarray(value.view(bits).numpy().view(wanted))
-    return np.asarray(value.numpy())
 
 
 class Storage:

@@ -117,11 +117,13 @@ def table() -> Mapping[str, Row]:
         table_control,
         table_index,
         table_layers,
+        table_layout,
         table_pointwise,
         table_quantized,
         table_recurrent,
         table_reduction,
         table_resample,
+        table_sparse,
         table_structure,
     )
 

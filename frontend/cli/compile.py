@@ -28,7 +28,7 @@ def compile_model(
     dim: Annotated[
         list[str] | None, typer.Option(help="A dimension of an ONNX model: T=1:512, or B=4.")
     ] = None,
-    format: Annotated[str, typer.Option(help="planish or onnx.")] = "planish",
+    format: Annotated[str, typer.Option(help="planish, onnx or so.")] = "planish",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read files that can run code.")
@@ -53,8 +53,8 @@ def compile_model(
     destination = output or _default_output(model, format)
     rules = [read_rule(text) for text in layer or []]
     options = api.make_options(target=target, passes=passes, layers=rules, seed=seed, cache_dir=cache_dir)
-    if format not in ("planish", "onnx"):
-        raise UsageError("PL827", f"unknown format {format!r}", hint="known: planish, onnx")
+    if format not in ("planish", "onnx", "so"):
+        raise UsageError("PL827", f"unknown format {format!r}", hint="known: planish, onnx, so")
     if not model.exists():
         raise CaptureError("PL120", "there is no such file or folder", where=str(model))
     if destination.exists() and not overwrite:
@@ -75,7 +75,8 @@ def compile_model(
         allow_pickle=allow_pickle, allow_fixed=allow_fixed, dynamic_shapes=read_dims(dim or []) or None,
     )  # fmt: skip
     path = compiled.export(destination, format=format, overwrite=overwrite)
-    size = sum(p.stat().st_size for p in path.parent.iterdir()) if format == "onnx" else path.stat().st_size
+    folder = path.parent if format == "onnx" else path
+    size = sum(p.stat().st_size for p in (folder.iterdir() if folder.is_dir() else [folder]))
     report = compiled.report
     out.result(
         f"{report}\nwrote {path}, {size:,} bytes",
@@ -86,7 +87,7 @@ def compile_model(
 def _default_output(model: Path, format: str) -> Path:
     stem = model.name.removesuffix(".ir.py")
     stem = stem if model.is_dir() or stem != model.name else model.stem
-    return Path(f"{stem}.planish" if format == "planish" else f"{stem}-onnx")
+    return Path(f"{stem}.planish" if format == "planish" else f"{stem}-{format}")
 
 
 def read_rule(text: str) -> dict[str, Any]:

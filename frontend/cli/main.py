@@ -17,6 +17,7 @@ from planish.frontend.cli.compile import compile_model
 from planish.frontend.cli.demo import demo
 from planish.frontend.cli.opt import opt
 from planish.frontend.cli.show import show
+from planish.frontend.cli.trust import trust_app
 from planish.frontend.cli.why import why
 
 INTERRUPTED, USAGE = 130, 2
@@ -32,6 +33,7 @@ app.command("opt")(opt)
 app.command("show")(show)
 app.command("why")(why)
 app.add_typer(cache_app, name="cache")
+app.add_typer(trust_app, name="trust")
 
 
 def _version(value: bool) -> None:

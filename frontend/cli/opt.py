@@ -131,7 +131,7 @@ def _write(output: Path, text: str, captured: Captured, result: Result, *, has_w
     """The program, and beside it the weights that it uses; the program comes last, when all else is there."""
     written = []
     if has_weights:
-        from planish.backends.ort.storage import to_numpy
+        from planish.ir.arrays import to_numpy
         from planish.runtime.tensors import SafetensorsPayload, TensorSource
         from planish.runtime.zipwriter import replacing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,11 +50,16 @@ def show(
 
 
 def _print(
-    out: common.Terminal, facts: dict[str, Any], rows: list[dict[str, Any]], layers: bool, text: str | None
-) -> None:
+    out: common.Terminal, facts: dict[str, Any], rows: list[dict[str, Any]], layers: bool, text: str | None,
+    kernels: Sequence[dict[str, Any]] = (),
+) -> None:  # fmt: skip
     parts: list[Any] = [_fact(key, _shown(value)) for key, value in facts.items()]
     parts += ["", _layer_table(rows) if layers else _codec_table(rows)]
     data = {**facts, "layers": rows}
+    if kernels:
+        columns = list(dict.fromkeys(key for kernel in kernels for key in kernel))
+        parts += ["", common.table("", columns, [[kernel.get(c, "") for c in columns] for kernel in kernels])]
+        data["kernels"] = list(kernels)
     if text is not None:
         parts, data = [*parts, "", text], {**data, "program": text}
     out.result(common.group(*parts), data)
@@ -108,9 +114,22 @@ def _artifact(out: common.Terminal, file: Path, layers: bool, text: bool) -> Non
             "source": manifest.source.get("digest", ""),
             "members": [f"{size:>12,}  {name}" for name, size in members.items()],
         }
+        kernels = _kernels(artifact)
         programs = [n for n in artifact.names if n.startswith("ir/")]
         shown = "\n".join(artifact.read(n).decode() for n in programs) if text else None
-    _print(out, facts, [vars(layer) for layer in report.layers], layers, shown)
+    _print(out, facts, [vars(layer) for layer in report.layers], layers, shown, kernels)
+
+
+def _kernels(artifact: Any) -> list[dict[str, Any]]:
+    """The kernels that the code of an artifact lists, with what each needs of a GPU."""
+    from planish.runtime.tensors import parse_json
+
+    found: list[dict[str, Any]] = []
+    for name in artifact.names:
+        if name.startswith("code/") and name.endswith("/code.json"):
+            table = parse_json(artifact.read(name), code="PL611", where=f"{artifact.path}: {name}")
+            found += table.get("kernels", []) if isinstance(table, dict) else []
+    return found
 
 
 def _program(out: common.Terminal, file: Path, layers: bool, text: bool) -> None:

@@ -3,4 +3,13 @@
 
 def load() -> None:
     """Import every family, which fills the table."""
-    from planish.ir.ops import attention, control, pointwise, quantized, reduction, structure  # noqa: F401
+    from planish.ir.ops import (  # noqa: F401
+        attention,
+        control,
+        layout,
+        pointwise,
+        quantized,
+        reduction,
+        sparse,
+        structure,
+    )

@@ -15,7 +15,7 @@ from planish.ir.types import TensorType, symbols_of
 from planish.ir.weights import Weights
 from planish.passes.base import Pass, map_programs
 
-DECODES = frozenset({"planish.unpack", "planish.dequant"})
+DECODES = frozenset({"planish.unpack", "planish.dequant", "planish.expand_nm"})
 """Operations that turn stored codes into values; an expression is never evaluated through one."""
 
 

@@ -13,7 +13,7 @@ from tests.op_examples import BINDINGS, EXAMPLES, cases, expected, inputs_of, pr
 
 
 def test_every_operation_has_examples() -> None:
-    assert set(EXAMPLES) == set(OPERATIONS)
+    assert set(EXAMPLES) == {name for name in OPERATIONS if not name.startswith("kernel.")}
 
 
 @pytest.mark.parametrize("sizes", BINDINGS, ids=lambda b: "-".join(f"{k}{v}" for k, v in b.items()))

@@ -1,0 +1,1 @@
+"""The TVM backend: programs to machine code, with kernels of our own."""

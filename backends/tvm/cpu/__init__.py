@@ -1,0 +1,1 @@
+"""Kernels for CPUs: emitters of TIR that are built from vectors."""

@@ -1,0 +1,1 @@
+"""Kernels for GPUs: scheduled functions of TIR for CUDA and OpenCL."""

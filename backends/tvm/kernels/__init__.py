@@ -1,0 +1,1 @@
+"""Kernels, declared by their meaning, and the rules that select them. Needs no compiler library."""
