@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SECONDS = 1.0
 """About how long each size is timed, for both backends together."""
 
-SIZES = ({}, {"T": 128})
+SIZES: tuple[dict[str, int], ...] = ({}, {"T": 128})
 """Dimensions of the inputs that are timed, within their ranges; others are small."""
 
 

@@ -40,7 +40,7 @@ def declare(name: str, signature: str, meaning: Callable[..., Any], *, doc: str 
     """
 
     def rule(*types: Any) -> Type:
-        return meaning(*_as_leaves(types)).type  # type: ignore[no-any-return]
+        return meaning(*_as_leaves(types)).type
 
     row = define(f"kernel.{name}", signature, rule, torch=meaning, doc=doc or (meaning.__doc__ or ""))
     made = Declared(name, meaning, row)
@@ -49,7 +49,7 @@ def declare(name: str, signature: str, meaning: Callable[..., Any], *, doc: str 
 
 
 def _as_leaves(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    made = []
+    made: list[Any] = []
     for i, value in enumerate(values):
         if isinstance(value, TensorType):
             made.append(input_leaf(f"a{i}", value))
@@ -62,7 +62,7 @@ def meaning_of(node: Node) -> Node:
     """The expression that a kernel node stands for; other nodes stand for themselves."""
     if not node.op.startswith("kernel."):
         return node
-    return KERNELS[node.op.removeprefix("kernel.")].meaning(*node.args)  # type: ignore[no-any-return]
+    return KERNELS[node.op.removeprefix("kernel.")].meaning(*node.args)
 
 
 def expanded(program: Program) -> Program:

@@ -44,7 +44,7 @@ class RoundActivations(Pass):
         group = coded_group(weight)
         if group is None or x.op == "planish.fake_quantize":
             return None
-        return aten.linear(planish.fake_quantize(x, self.bits, group), weight, bias)  # type: ignore[no-any-return]
+        return aten.linear(planish.fake_quantize(x, self.bits, group), weight, bias)
 
 
 def coded_group(weight: Any) -> int | None:

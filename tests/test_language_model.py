@@ -67,7 +67,9 @@ def test_capture_recognition_and_text(captured):
 
 def test_four_bits_on_disk(captured, tmp_path):
     path = tmp_path / "int4.planish"
-    with api.compile_captured(captured, api.make_options(passes="auto,int4{group=64}")) as compiled:
+    with api.compile_captured(
+        captured, api.make_options(passes="auto,int4{group=64}", target="cpu{activation_bits=32}")
+    ) as compiled:
         dense = compiled.report.bytes_before
         compiled.export(path)
     assert path.stat().st_size <= SHARE * dense

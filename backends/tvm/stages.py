@@ -45,7 +45,7 @@ def _ways() -> tuple[Any, Any, Any]:
     blocks, host, device = get_tir_pipeline("default")
     ways = (blocks, get_tir_pipeline("tirx")[0], _plain())
 
-    @tvm.transform.module_pass(opt_level=0)
+    @tvm.transform.module_pass(opt_level=0)  # type: ignore[untyped-decorator]
     def lower(module: Any, _: Any) -> Any:
         parts: tuple[dict[Any, Any], ...] = ({}, {}, {})
         for name, function in module.functions.items():

@@ -19,7 +19,7 @@ def widened(value: Any) -> Any:
 
 def narrowed(value: Node, kind: DType) -> Node:
     """A result in the type that it is stored in."""
-    return value if value.dtype is kind else aten.to(value, kind)  # type: ignore[no-any-return]
+    return value if value.dtype is kind else aten.to(value, kind)
 
 
 @lowers("aten.scaled_dot_product_attention", form="nodes")
@@ -116,4 +116,4 @@ def _rope(node: Node) -> Node:
         pairs = aten.cat([aten.view(t, [*lead, 1]) for t in turned], axis + 1)
         turned = [aten.view(pairs, [*lead[:-1], 2 * half])]
     rest = aten.slice(x, axis, 2 * half, x.shape[-1])
-    return aten.cat([*turned, rest] if rest.shape[-1] != 0 else turned, axis)  # type: ignore[no-any-return]
+    return aten.cat([*turned, rest] if rest.shape[-1] != 0 else turned, axis)

@@ -36,7 +36,7 @@ def flat(buffer: Any) -> Any:
 
 def loop(count: Any, parallel: bool) -> AbstractContextManager[Any]:
     """A loop from 0, over threads if that is worth it."""
-    return T.parallel(0, count) if parallel else T.serial(0, count)  # type: ignore[no-any-return]
+    return T.parallel(0, count) if parallel else T.serial(0, count)
 
 
 def named(value: Any) -> Any:

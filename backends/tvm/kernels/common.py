@@ -31,4 +31,4 @@ def stored(node: Any, what: str) -> Node:
     """The node, or :class:`Decline` if it is computed from inputs of the model."""
     if not is_stored(node):
         raise Decline(f"{what} is computed, not stored")
-    return node  # type: ignore[no-any-return]
+    return node
