@@ -17,22 +17,18 @@ class CpuOptions:
     inputs, and the faster one is kept. ``activation_bits=8`` rounds activations to whole numbers where they meet coded
     weights, 32 keeps them exact. ``math="bf16"`` rounds both operands of products with uncoded weights to bf16 and
     sums in f32. ``isa`` names the instruction sets to build for: ``native`` is the best that this machine has,
-    ``all`` is each of them, or names joined by ``+``, such as ``avx512vnni+avx2``. ``tune`` is the number of seconds
-    to search for better schedules of the generic kernels that take the most time; 0 searches nothing.
+    ``all`` is each of them, or names joined by ``+``, such as ``avx512vnni+avx2``.
     """
 
     backend: str = "tvm"
     activation_bits: int = 8
     math: str = "f32"
     isa: str = "native"
-    tune: int = 0
 
     def __post_init__(self) -> None:
         _known("backend", self.backend, ("tvm", "ort", "auto"))
         _known("activation_bits", self.activation_bits, (8, 32))
         _known("math", self.math, ("f32", "bf16"))
-        if self.tune < 0:
-            raise UsageError("PL842", f"tune is {self.tune}", hint="give seconds, from 0")
         if self.isa not in ("native", "all"):
             for name in self.isa.split("+"):
                 _known("isa", name, ("native", "all", *ISA_NAMES))

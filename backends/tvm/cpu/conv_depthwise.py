@@ -105,7 +105,7 @@ def build(node: Node, isa: Isa) -> Any:
                         pixels(line, top, column, 1, begin, lanes, False)
                     blocks(
                         middle, PIXELS,
-                        lambda i, n, begin=begin: pixels(line, top, first + i, n, begin, lanes, True),
+                        lambda i, n, begin=begin: pixels(line, top, first + i, n, begin, lanes, True),  # type: ignore[misc]
                     )  # fmt: skip
                     with T.serial(0, columns - after) as column:
                         pixels(line, top, after + column, 1, begin, lanes, False)
