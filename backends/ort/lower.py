@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,9 @@ from planish.backends.ort.graph import IR_VERSION, MICROSOFT, ONNX_TYPES, Graph,
 from planish.backends.ort.options import OrtOptions
 from planish.backends.ort.storage import Storage
 from planish.backends.ort.table import Call, main_dtype, substitute, table
-from planish.errors import UnsupportedOpError
 from planish.ir.node import Node, Program, topological
 from planish.ir.types import DType, TensorType
+from planish.ir.unsupported import refuse_unsupported
 from planish.runtime.tensors import TensorSource
 
 if TYPE_CHECKING:
@@ -111,29 +110,7 @@ def _output_names(program: Program) -> tuple[str, ...]:
 
 def check(program: Program) -> None:
     """Raise ``UnsupportedOpError`` PL220 with every operation and element type that has no form in ONNX."""
-    missing: Counter[str] = Counter()
-    source: dict[str, str] = {}
-    pending = [program]
-    while pending:
-        one = pending.pop()
-        pending.extend(one.nested())
-        for node in dict.fromkeys((*one.inputs, *one.nodes)):
-            for what in _unsupported(node):
-                missing[what] += 1
-                origin = one.origins.get(node)
-                if origin is not None and origin.source and what not in source:
-                    source[what] = origin.source
-    if not missing:
-        return
-    lines = [
-        f"  {what}, {count} times" + (f", first at {source[what]}" if what in source else "")
-        for what, count in sorted(missing.items())
-    ]
-    raise UnsupportedOpError(
-        "PL220",
-        "ONNX Runtime has no form for\n" + "\n".join(lines),
-        hint="use target='eager', or decompose these operations",
-    )
+    refuse_unsupported(program, _unsupported, code="PL220", backend="ONNX Runtime")
 
 
 def _unsupported(node: Node) -> list[str]:

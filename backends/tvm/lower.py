@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,11 @@ from planish.backends.tvm.primitive import Primitive
 from planish.backends.tvm.stages import LOOPS
 from planish.backends.tvm.stand_in import stand_in
 from planish.backends.tvm.table import TVM_DTYPES, storage, table
-from planish.errors import UnsupportedOpError
 from planish.ir.kernel import meaning_of
 from planish.ir.namespace import aten
 from planish.ir.node import Node, Program, topological
 from planish.ir.types import DType, Size, Symbol, TensorType, f32, size, symbols_of
+from planish.ir.unsupported import refuse_unsupported
 
 
 @dataclass(frozen=True)
@@ -65,29 +64,7 @@ def lower(programs: Mapping[str, Program], device: Isa | Gpu) -> Lowered:
 
 def check(program: Program) -> None:
     """Raise ``UnsupportedOpError`` PL251 with every operation and element type that has no form in TVM."""
-    missing: Counter[str] = Counter()
-    source: dict[str, str] = {}
-    pending = [program]
-    while pending:
-        one = pending.pop()
-        pending.extend(one.nested())
-        for node in dict.fromkeys((*one.inputs, *one.nodes)):
-            for what in _unsupported(node):
-                missing[what] += 1
-                origin = one.origins.get(node)
-                if origin is not None and origin.source and what not in source:
-                    source[what] = origin.source
-    if not missing:
-        return
-    lines = [
-        f"  {what}, {count} times" + (f", first at {source[what]}" if what in source else "")
-        for what, count in sorted(missing.items())
-    ]
-    raise UnsupportedOpError(
-        "PL251",
-        "TVM has no form for\n" + "\n".join(lines),
-        hint="use target='eager', or decompose these operations",
-    )
+    refuse_unsupported(program, _unsupported, code="PL251", backend="TVM")
 
 
 def _unsupported(node: Node) -> list[str]:

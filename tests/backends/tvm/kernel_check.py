@@ -18,6 +18,7 @@ tvm = pytest.importorskip("tvm")
 
 from planish.backends.tvm.cpu.registry import builder  # noqa: E402
 from planish.backends.tvm.isa import Isa, supported  # noqa: E402
+from planish.backends.tvm.stages import LOOPS, tir_pipeline  # noqa: E402
 
 ISAS = tuple(isa for isa in supported() if isa.name != "avx512vnni")
 """The instruction sets that differ for kernels of f32."""
@@ -38,12 +39,18 @@ def kernel_node(name: str, *args: Any) -> Node:
     return make(f"kernel.{name}", *args)
 
 
+def machine_code(function: Any, isa: Isa) -> Any:
+    """A library of the one function ``main``, lowered as kernels of a program are."""
+    function = function.with_attr("global_symbol", "main").with_attr(LOOPS, 1)
+    target = tvm.target.Target(isa.target)
+    return tvm.compile(tvm.IRModule({"main": function}), target, tir_pipeline=tir_pipeline())
+
+
 def compiled(node: Node, isa: Isa) -> Any:
     """The kernel as a function of TVM tensors."""
     build = builder(node.op.removeprefix("kernel."))
     assert build is not None
-    module = tvm.IRModule({"main": build(node, isa).with_attr("global_symbol", "main")})
-    return tvm.compile(module, tvm.target.Target(isa.target))["main"]
+    return machine_code(build(node, isa), isa)["main"]
 
 
 def values_for(node: Node, binding: Mapping[Symbol, int], seed: int = 0) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from planish.ir.kernel import kernel
+from tests.backends.tvm.kernel_check import machine_code
 from tests.backends.tvm.test_affine import Case
 
 tvm = pytest.importorskip("tvm")
@@ -36,7 +37,7 @@ def compiled(case: Case, isa: Isa, rows: str = "M") -> Any:
         T.func_name("main")
         T.func_attr({"tirx.noalias": True, "global_symbol": "main"})
         emit_gemm(isa, spec, declare_operands(node, spec))
-    return tvm.compile(tvm.IRModule({"main": builder.get()}), tvm.target.Target(isa.target))
+    return machine_code(builder.get(), isa)
 
 
 def check(case: Case, function: Any, rows: int) -> None:

@@ -18,6 +18,7 @@ from planish.ir.rule import check_example
 tvm = pytest.importorskip("tvm")
 
 from planish.backends.tvm.cpu import conv, conv_depthwise, pool  # noqa: E402
+from tests.backends.tvm.kernel_check import machine_code  # noqa: E402
 
 ISAS = supported()
 DISTINCT = tuple(isa for isa in ISAS if isa.name != "avx512vnni")
@@ -32,8 +33,7 @@ def leaf(name: str, kind: str) -> Node:
 
 def compiled(node: Node, isa: Any) -> Any:
     """The kernel as a function of TVM tensors."""
-    made = BUILD[node.op](node, isa).with_attr("global_symbol", "main")
-    return tvm.compile(tvm.IRModule({"main": made}), tvm.target.Target(isa.target))["main"]
+    return machine_code(BUILD[node.op](node, isa), isa)["main"]
 
 
 def to_tvm(value: torch.Tensor) -> Any:

@@ -28,6 +28,7 @@ from planish.ir.node import Node, input_leaf  # noqa: E402
 from planish.ir.parser import parse_type  # noqa: E402
 from planish.ir.rule import check_example  # noqa: E402
 from planish.ir.types import DTYPES, Symbol, TensorType  # noqa: E402
+from tests.backends.tvm.kernel_check import machine_code  # noqa: E402
 
 load_all()
 NAMES = [isa.name for isa in supported()]
@@ -93,8 +94,7 @@ COUNTS = (0, 1, 2, 3, 5, 7, 8, 11, 12, 13, 26, 61, 300)
 
 def compiled(function: Any, isa: Isa) -> Any:
     """The function ``main`` of a module of one function."""
-    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
-    return tvm.compile(module, tvm.target.Target(isa.target), tir_pipeline="tirx")
+    return machine_code(function, isa)
 
 
 @cache

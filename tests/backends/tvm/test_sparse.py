@@ -31,6 +31,7 @@ from planish.ir.types import DTYPES, Symbol, TensorType  # noqa: E402
 from planish.ir.weights import Weights  # noqa: E402
 from planish.passes.compress.nm import Nm, NmCodec  # noqa: E402
 from planish.passes.select import select  # noqa: E402
+from tests.backends.tvm.kernel_check import machine_code  # noqa: E402
 
 load_all()
 NAMES = [isa.name for isa in supported()]
@@ -115,10 +116,7 @@ FEW = (CASES[1], CASES[4], CASES[5], CASES[7], CASES[8])
 @cache
 def built(case: Case, name: str) -> Any:
     """The kernel of a case for an instruction set."""
-    function = sparse.build(case.node(), ISAS[name]).with_attr("global_symbol", "main")
-    return tvm.compile(
-        tvm.IRModule({"main": function}), tvm.target.Target(ISAS[name].target), tir_pipeline="tirx"
-    )
+    return machine_code(sparse.build(case.node(), ISAS[name]), ISAS[name])
 
 
 def computed(case: Case, name: str, given: dict[str, torch.Tensor]) -> torch.Tensor:

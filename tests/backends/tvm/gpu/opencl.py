@@ -151,7 +151,7 @@ class _Call:
             arguments.append(
                 self.buffers[value.args[0]] if is_buffer else NUMPY[str(value.ty)](self.number(value))
             )
-        kernel = getattr(self.compiled.program, name)
+        kernel = cl.Kernel(self.compiled.program, name)
         kernel(queue(), [g * b for g, b in zip(grid, block, strict=True)], block, *arguments)
         self.compiled.launches.append(name)
 

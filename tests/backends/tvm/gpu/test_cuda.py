@@ -16,8 +16,8 @@ from planish.errors import BackendError
 sys.path.insert(0, str(Path(__file__).parent))
 
 from affine_cases import affine_case
+from dense_cases import dense_case
 from opencl import Compiled
-from test_dense import dense_case
 
 from planish.backends.tvm.cubin import kernels_of
 from planish.backends.tvm.gpu import affine, dense
