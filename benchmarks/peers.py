@@ -60,6 +60,33 @@ def openvino(path: Path, feeds: Feeds, precision: str = "f32") -> Callable[[], o
     return lambda: request.infer(dict(feeds))
 
 
+def openvino_int4(
+    module: Any, inputs: Sequence[Any], folder: Path, group: int = 64
+) -> tuple[Callable[[], object], int]:
+    """A module in OpenVINO with weights in 4 bits by NNCF (the head in 8), and the bytes of them.
+
+    What is computed in between is left to OpenVINO, which takes bf16 where the processor has it.
+    """
+    import logging
+
+    import nncf
+    import torch
+    from openvino import convert_model, save_model
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)
+    with torch.no_grad():
+        model = convert_model(torch.export.export(module, tuple(inputs), strict=False))
+    model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT4_ASYM, group_size=group)
+    path = folder / "openvino.xml"
+    save_model(model, path)
+    config = {"INFERENCE_NUM_THREADS": THREADS, "NUM_STREAMS": 1}
+    from openvino import Core
+
+    request = Core().compile_model(path, "CPU", config).create_infer_request()
+    given = [t.numpy() for t in inputs]
+    return (lambda: request.infer(given)), path.with_suffix(".bin").stat().st_size
+
+
 class Llama:
     """A GGUF file in llama.cpp."""
 
