@@ -246,3 +246,12 @@ for _n, _m, _bits in ((1, 2, 1), (2, 4, 2), (3, 4, 2), (1, 8, 3), (5, 8, 3)):
             _given = f"v: {_kind}[T, {_count}], p: u8[T, {_bytes}]"
             add("planish.expand_nm", _given, f"@(v, p, {_n}, {_m}, {_length})")
 add("planish.expand_nm", "v: f64[B, T, 6], p: u8[B, T, 2]", "@(v, p, 2, 4, 12)")
+
+# Caches
+
+_CACHE = "q: f32[2, 4, T, 8], k: f32[2, 2, 12, 8], v: f32[2, 2, 12, 6], s: i64[2], n: i64[2]"
+add("planish.put", "c: f32[2, 2, 12, 8], x: f32[2, 2, T, 8], s: i64[2], n: i64[2]", "@(c, x, s, n)", "@(c, x, s, n, True)")
+add("planish.put", "c: f16[B, 12, 8], x: f16[B, T, 8], s: i64[B], n: i64[B]", "@(c, x, s, n)")
+add("planish.attend", _CACHE, "@(q, k, v, s, n)", "@(q, k, v, s, n, None, 3, 0.2, 30.0)", "@(q, k, v, s, n, None, 3, 0.2, None, True)")
+add("planish.attend", _CACHE + ", m: f32[4, T, 12]", "@(q, k, v, s, n, m)")
+add("planish.attend", _CACHE + ", m: bool[T, 12]", "@(q, k, v, s, n, m)")

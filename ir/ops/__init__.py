@@ -5,6 +5,7 @@ def load() -> None:
     """Import every family, which fills the table."""
     from planish.ir.ops import (  # noqa: F401
         attention,
+        cache,
         control,
         layout,
         pointwise,
