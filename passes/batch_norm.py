@@ -9,16 +9,27 @@ from planish.ir.namespace import aten
 from planish.ir.node import Node, Program
 from planish.ir.rewrite import Log
 from planish.ir.rule import Decline, Kind, rule
+from planish.ir.types import f32
 from planish.ir.weights import Weights
 from planish.passes.base import Pass, rewrite_all
 
 
 def scale_and_shift(weight: Any, bias: Any, mean: Node, var: Node, eps: float) -> tuple[Node, Node]:
-    """``batch_norm(x) = x * scale + shift``, both ``[C]``."""
+    """``batch_norm(x) = x * scale + shift``, both ``[C]``; of f16 and bf16 they are computed and kept in f32."""
+    weight, bias, mean, var = (_wide(each) for each in (weight, bias, mean, var))
     scale = aten.rsqrt(aten.add(var, eps))
     scale = scale if weight is None else aten.mul(scale, weight)
     moved = aten.mul(mean, scale)
     return scale, aten.neg(moved) if bias is None else aten.sub(bias, moved)
+
+
+def _wide(value: Any) -> Any:
+    return aten.to(value, f32) if isinstance(value, Node) and is_narrow(value) else value
+
+
+def is_narrow(value: Node) -> bool:
+    """True for floating point of less than 32 bits."""
+    return value.dtype.is_float and value.dtype.bits < 32
 
 
 @rule(
@@ -37,6 +48,8 @@ def fold_batch_norm(
     """batch_norm(conv(x, W, b), g, h, m, v) = conv(x, W*s, b*s + h - m*s) with s = g / sqrt(v + eps)"""
     if w.dtype is not mean.dtype or not all(isinstance(s, int) for s in w.shape):
         raise Decline("the weight has another type than the statistics, or no known size")
+    if is_narrow(w):
+        raise Decline("a factor in the weight would be rounded with it, and the error is the same for a whole channel")
     scale, shift = scale_and_shift(weight, bias, mean, var, eps)
     scaled = aten.mul(w, aten.view(scale, [w.shape[0]] + [1] * (w.rank - 1)))
     moved = shift if b is None else aten.add(aten.mul(b, scale), shift)

@@ -150,7 +150,10 @@ def _batch_norm(node: Node) -> Node | None:
     if inner is None:
         return None
     scale, shift = scale_and_shift(*node.args[1:])
-    return aten.permute(aten.add(aten.mul(inner, scale), shift), FIRST)
+    kind = inner.dtype
+    wide = aten.to(inner, scale.dtype) if kind is not scale.dtype else inner
+    moved = aten.add(aten.mul(wide, scale), shift)
+    return aten.permute(aten.to(moved, kind) if kind is not moved.dtype else moved, FIRST)
 
 
 def _typed(change: Callable[[Node], Node | None]) -> NodeRule:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planish.ir.node import Node, Program, const, topological, users_of
-from planish.ir.rewrite import Log, sweep
+from planish.ir.node import Module, Node, Program, const, topological, users_of
 from planish.ir.target import Machine
 from planish.ir.types import TensorType
 from planish.passes.canonical.fold import recipe
-from planish.passes.select import constant_values
+from planish.passes.joint import join, split
+from planish.passes.select import constant_values, replaced
 
 LOAD = "load"
 """The name of the program that runs once."""
@@ -43,6 +43,21 @@ class Split:
     choices: tuple[Materialised, ...] = ()
 
 
+@dataclass(frozen=True)
+class SplitModule:
+    """The programs of a module, and what they read from one program that runs once (None: nothing)."""
+
+    main: Module
+    load: Program | None
+    choices: tuple[Materialised, ...] = ()
+
+
+def materialise_module(module: Module, machine: Machine, *, limit: int | None = None) -> SplitModule:
+    """As :func:`materialise`, for several programs: what they have in common is computed once for all of them."""
+    made = materialise(join(module), machine, limit=limit)
+    return SplitModule(split(made.main, module), made.load, made.choices)
+
+
 def materialise(program: Program, machine: Machine, *, limit: int | None = None) -> Split:
     """Move constant expressions into a program that runs at load, where reading the result costs less.
 
@@ -61,7 +76,7 @@ def materialise(program: Program, machine: Machine, *, limit: int | None = None)
         made.append(Materialised(**{**choice.__dict__, "at_load": at_load}))
     if not moved:
         return Split(program, None, tuple(made))
-    main = sweep(program, [("materialise", moved.get)], Log())
+    main = replaced(program, moved)
     names = tuple(leaf.name for leaf in moved.values())
     return Split(main, Program(LOAD, (), tuple(moved), output_names=names), tuple(made))
 

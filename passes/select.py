@@ -43,14 +43,18 @@ class Select(Pass):
 
 
 def select(program: Program, weights: Weights, kernels: KernelSet, log: Log) -> Program:
-    """The program with the kernels of a set."""
+    """The program with the kernels of a set, and with constants in their layouts."""
+    return lay_out(with_kernels(program, kernels, log), weights, log)
+
+
+def with_kernels(program: Program, kernels: KernelSet, log: Log) -> Program:
+    """The program with the kernels of a set, which read constants through operations that lay them out."""
     program = sweep(program, [guarded(rule) for rule in kernels.rules], log)
     for joiner in kernels.joiners:
         program = _join(program, joiner, log)
     program = _fuse(program, kernels.fusions, log)
     program = sweep(program, [guarded(rule) for rule in kernels.late], log)
-    program = _fuse(program, kernels.fusions, log)
-    return lay_out(program, weights, log)
+    return _fuse(program, kernels.fusions, log)
 
 
 def guarded(rule: Rule) -> tuple[str, NodeRule]:

@@ -131,10 +131,11 @@ def _index(node: Node) -> list[tuple[Node, Route]]:
         return [(o, mixed(o)) for o in node.operands]
     rank = max(index.rank for index in lists)
     first, last = given[0], given[-1]
-    stays = tuple(
-        i if i < first else None if i <= last else i + rank - len(given) for i in range(x.rank)
-    )
-    return [(x, stays), *((index, tuple(first + rank - index.rank + i for i in range(index.rank))) for index in lists)]
+    stays = tuple(i if i < first else None if i <= last else i + rank - len(given) for i in range(x.rank))
+    return [
+        (x, stays),
+        *((index, tuple(first + rank - index.rank + i for i in range(index.rank))) for index in lists),
+    ]
 
 
 def _attention(node: Node) -> list[tuple[Node, Route]]:
@@ -173,7 +174,9 @@ def view_route(before: tuple[Size, ...], after: tuple[Size, ...]) -> Route:
     return tuple(route)
 
 
-def follow(before: tuple[Size, ...], after: tuple[Size, ...], axis: int, inner: Size, length: Any) -> tuple[int, Size] | None:
+def follow(
+    before: tuple[Size, ...], after: tuple[Size, ...], axis: int, inner: Size, length: Any
+) -> tuple[int, Size] | None:
     """Where the rows of a sequence are in another view: the axis, and how many elements of it each row has.
 
     ``inner`` is that number for ``axis`` of the shape ``before``: 1 for ``[B*T, 2]``, 2 once that is ``[2*B*T]``.
@@ -181,7 +184,9 @@ def follow(before: tuple[Size, ...], after: tuple[Size, ...], axis: int, inner: 
     step = product((inner, *before[axis + 1 :]))
     for j in range(len(after)):
         behind = product(after[j + 1 :])
-        if whole_multiple(step, behind) and whole_multiple(product((behind, after[j])), product((step, length))):
+        if whole_multiple(step, behind) and whole_multiple(
+            product((behind, after[j])), product((step, length))
+        ):
             return j, size(size_ratio(step, behind))
     return None
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from planish.errors import UnsupportedOpError, UsageError
-from planish.ir.namespace import aten, make, planish
+from planish.ir.namespace import make, planish
 from planish.ir.node import Module, Node, Origin, Program, input_leaf, state
 from planish.ir.types import Symbol, TensorType, dim, i64, size
 from planish.ir.weights import Weights
@@ -40,10 +40,15 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class Cached:
-    """Entry points that share constants and states, and what a host needs to know of them."""
+    """Entry points that share constants and states, and what a host needs to know of them.
+
+    ``sequence`` is what was found about the source; ``pairs`` maps its rows to those of ``extend`` and ``decode``.
+    """
 
     module: Module
     generation: dict[str, Any]
+    sequence: Sequence
+    pairs: tuple[dict[Node, Node], ...]
 
 
 @dataclass
@@ -67,10 +72,12 @@ class _Step:
         batch = self.sequence.batch
         self.batch: Any = batch if self.options.batch is None else self.options.batch
         if not isinstance(batch, Symbol) and self.batch != batch:
-            raise UsageError("PL829", f"the model is captured for a batch of {batch}, not of {self.batch}")
+            raise UsageError("PL835", f"the model is captured for a batch of {batch}, not of {self.batch}")
         self.start = input_leaf(START, TensorType(i64, (self.batch,)))
         self.count = input_leaf(COUNT, TensorType(i64, (self.batch,)))
-        self.places = Places(self.sequence, self.weights, self.batch, self.new, self.options.context, self.start)
+        self.places = Places(
+            self.sequence, self.weights, self.batch, self.new, self.options.context, self.start
+        )
 
     def program(self) -> Program:
         """The step: token inputs, start and count to the rows of the first output, and next states."""
@@ -108,7 +115,11 @@ class _Step:
         """A size with the number of new rows in place of the length, and the batch that is asked for."""
         if not hasattr(value, "xreplace"):
             return value
-        return size(value.xreplace({self.sequence.length: size_of(self.new), self.sequence.batch: size_of(self.batch)}))
+        return size(
+            value.xreplace(
+                {self.sequence.length: size_of(self.new), self.sequence.batch: size_of(self.batch)}
+            )
+        )
 
     def _operand(self, node: Node, operand: Node) -> Node:
         label = self.sequence.labels[operand]
@@ -139,7 +150,9 @@ class _Step:
             raise refused(self.sequence.program, node, f"has queries {query.type}, which begin with no batch")
         bias = None if mask is None else self._bias(node, mask)
         capacity, ring = self._capacity(window, bias)
-        keys, values = (self._cache(kind, each, capacity, ring, window) for kind, each in (("keys", k), ("values", v)))
+        keys, values = (
+            self._cache(kind, each, capacity, ring, window) for kind, each in (("keys", k), ("values", v))
+        )
         return planish.attend(query, keys, values, self.start, self.count, bias, window, scale, softcap, ring)
 
     def _capacity(self, window: int | None, bias: Node | None) -> tuple[int, bool]:
@@ -190,10 +203,11 @@ def insert_cache(program: Program, weights: Weights, options: CacheOptions | Non
     sequence = sequence_of(program)
     context = options.context
     if context < 1 or (options.chunk is not None and not 1 <= options.chunk <= context):
-        raise UsageError("PL829", f"a context of {context} tokens with a chunk of {options.chunk} is none")
+        raise UsageError("PL835", f"a context of {context} tokens with a chunk of {options.chunk} is none")
     if not sequence.length.low <= context <= sequence.length.high:
         raise UnsupportedOpError(
-            "PL262", f"the context is {context}, the model takes {sequence.length.low} to {sequence.length.high} tokens"
+            "PL262",
+            f"the context is {context}, the model takes {sequence.length.low} to {sequence.length.high} tokens",
         )
     windows = [n.args[5] for n in sequence.attentions if n.args[5] is not None]
     chunk = options.chunk or (min(256, context) if windows and options.rings else context)
@@ -201,14 +215,23 @@ def insert_cache(program: Program, weights: Weights, options: CacheOptions | Non
     steps.append(_Step(sequence, options, weights, 1, "decode", chunk))
     made = [step.program() for step in steps]
     if options.extend:
-        made.append(Program("extend", made[0].inputs, made[0].outputs, made[0].states, made[0].origins, made[0].output_names))
+        made.append(
+            Program(
+                "extend",
+                made[0].inputs,
+                made[0].outputs,
+                made[0].states,
+                made[0].origins,
+                made[0].output_names,
+            )
+        )
     made[0] = last_rows(made[0], steps[0].new, steps[0].count)
     begin = _begin(sequence, steps[0])
     generation = {
         "context": context, "chunk": chunk, "batch": options.batch, "token_input": sequence.tokens[0].name,
         "vocabulary": int(program.outputs[0].shape[-1]), "rings": steps[0].rings,
     }  # fmt: skip
-    return Cached(Module((*made, *begin)), generation)
+    return Cached(Module((*made, *begin)), generation, sequence, tuple(step.made for step in steps))
 
 
 def _begin(sequence: Sequence, step: _Step) -> tuple[Program, ...]:

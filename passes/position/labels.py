@@ -106,7 +106,11 @@ def _check(program: Program, node: Node, label: Label, labels: dict[Node, Label]
 
 
 def _place(
-    program: Program, node: Node, labels: dict[Node, Label], places: dict[Node, tuple[int, Size]], length: Symbol
+    program: Program,
+    node: Node,
+    labels: dict[Node, Label],
+    places: dict[Node, tuple[int, Size]],
+    length: Symbol,
 ) -> tuple[int, Size]:
     """The axis of a node that holds the rows of tokens, and elements of it for each row; raises PL260 if there is none."""
     mine = rows_of(node.shape, length)
@@ -162,7 +166,11 @@ def _check_attention(program: Program, node: Node, labels: dict[Node, Label], le
 def refused(program: Program, node: Node, why: str) -> UnsupportedOpError:
     """The error for a node that is not causal, with the user's source line where it is known."""
     origin = program.origins.get(node)
-    where = origin.source if origin is not None and origin.source else (origin.scope if origin is not None else None)
+    where = (
+        origin.source
+        if origin is not None and origin.source
+        else (origin.scope if origin is not None else None)
+    )
     return UnsupportedOpError(
         "PL260", f"{node.op} {why}", where=where or None,
         hint="a cache needs a program in which no row depends on later tokens",

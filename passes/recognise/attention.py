@@ -15,7 +15,7 @@ from planish.ir.namespace import aten, planish
 from planish.ir.node import Node, Program
 from planish.ir.rewrite import Log
 from planish.ir.rule import Decline, Kind, rule
-from planish.ir.types import equal
+from planish.ir.types import equal, product
 from planish.ir.weights import Weights
 from planish.passes.base import Pass, rewrite_all
 from planish.passes.recognise.mask import Meaning, is_position_only, terms, understand
@@ -97,6 +97,8 @@ def join_written_out(node: Node) -> Node | None:
     if s.mask is not None and s.mask.dtype.name != "bool" and s.mask.dtype is not s.q.dtype:
         return None
     made = planish.attention(s.q, s.k, v, s.mask, False, None, s.scale, s.softcap)
+    if made.rank == 4 and node.rank == 3 and equal(product(made.shape[:2]), node.shape[0]):
+        made = aten.view(made, node.shape)
     return made if made.type == node.type else None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from planish.errors import PlanishError
+from planish.ir.namespace import aten
 from planish.ir.node import Node, Program, topological
 from planish.ir.run import run_with
 from planish.ir.types import Symbol, bounds, evaluate, symbols_of
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 NEVER = -1e4
 """An additive mask value at or below this hides a key: exp of it underflows for all reasonable scores."""
+
+ABSORBS_ALL = -1e30
+"""A number, or minus infinity, that stays what it is when any bias that occurs is added to it in f32."""
 
 LARGEST = 8192
 """A mask in which a larger number occurs is left alone, unless no length reaches it: evaluation would need too much
@@ -166,11 +170,22 @@ def _fits(meaning: Meaning, allowed: torch.Tensor) -> bool:
     return bool(allowed.all()) if expected is None else torch.equal(expected, allowed)
 
 
+def _hides_all_but(mask: Node) -> bool:
+    """True for ``where(seen, bias, fill)`` with a fill in which any bias is lost: the same as ``bias`` plus a mask."""
+    _, bias, fill = mask.args
+    value = fill.args[1] if isinstance(fill, Node) and fill.op == "aten.full" else fill
+    number = isinstance(value, (int, float)) and value <= ABSORBS_ALL
+    return number and isinstance(bias, Node) and bias.op != "aten.full" and bias.rank >= 2
+
+
 def terms(mask: Node) -> list[Node]:
     """The parts that a mask is made of: operands of "and" for bool masks, of "+" for additive ones."""
     joint = "aten.bitwise_and" if mask.dtype.name == "bool" else "aten.add"
     if mask.op == "aten.expand" and mask.args[0].op == joint:
         return terms(mask.args[0])
+    if mask.op == "aten.where" and _hides_all_but(mask):
+        seen, bias, fill = mask.args
+        return [aten.where(seen, aten.full([], 0.0, bias.dtype), fill), *terms(bias)]
     if mask.op != joint or len(mask.operands) != 2 or any(not isinstance(a, Node) for a in mask.args):
         return [mask]
     return [t for operand in mask.operands for t in terms(operand)]

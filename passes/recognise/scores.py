@@ -8,7 +8,7 @@ from typing import Any
 
 from planish.ir.namespace import aten
 from planish.ir.node import Node
-from planish.ir.types import equal
+from planish.ir.types import equal, product
 
 ABSORBS = -1e9
 """A score plus this number, or less, is this number: adding it is the same as putting it in the place of the score."""
@@ -32,6 +32,9 @@ def read_attention(node: Node) -> tuple[Scores, Node] | None:
     weights, v = node.args
     if weights.op == "aten.to" and weights.args[0].op == "aten.softmax":
         weights = weights.args[0]
+    if weights.op == "aten.view" and _merges(weights.args[0], weights) and weights.rank == v.rank:
+        weights = weights.args[0]
+        v = apart(v, weights)
     if (
         weights.op != "aten.softmax"
         or weights.args[1] != weights.rank - 1
@@ -55,7 +58,25 @@ def read_scores(node: Node) -> Scores | None:
         return _masked(node)
     if node.op == "aten.where":
         return _chosen(node)
+    if node.op == "aten.view" and _merges(node, node.args[0]):
+        below = read_scores(node.args[0])
+        if below is None or (below.mask is not None and below.mask.rank != 3):
+            return None
+        mask = None if below.mask is None else apart(below.mask, node)
+        return replace(below, q=apart(below.q, node), k=apart(below.k, node), mask=mask)
     return None
+
+
+def _merges(wide: Node, merged: Node) -> bool:
+    """True for ``[B, H, S, T]`` and ``[B*H, S, T]``."""
+    same = wide.rank == 4 and merged.rank == 3 and wide.shape[2:] == merged.shape[1:]
+    return same and equal(product(wide.shape[:2]), merged.shape[0])
+
+
+def apart(node: Node, wide: Node) -> Node:
+    """``[B*H, S, T]`` with batch and heads apart, as those of ``wide [B, H, ...]``; one row stays one for all."""
+    lead = [1, 1] if node.shape[0] == 1 else wide.shape[:2]
+    return aten.view(node, [*lead, *node.shape[1:]])
 
 
 def _product(node: Node) -> Scores | None:
