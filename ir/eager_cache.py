@@ -16,7 +16,7 @@ def put(cache: Tensor, new: Tensor, start: Tensor, count: Tensor, ring: bool) ->
     for b, (first, rows) in enumerate(zip(start.tolist(), count.tolist(), strict=True)):
         for i in range(max(rows - capacity, 0) if ring else 0, min(rows, new.shape[-2])):
             place = (first + i) % capacity if ring else first + i
-            if place < capacity:
+            if 0 <= place < capacity:
                 made[b, ..., place, :] = new[b, ..., i, :]
     return made
 
@@ -34,10 +34,10 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, start: Tensor, count: Tensor, bias: Any, window: int | None, scale: Any,
     softcap: Any, ring: bool,
 ) -> Tensor:  # fmt: skip
-    """Causal attention over caches; what no position was written to is not read, whatever it holds."""
+    """Causal attention over caches; what no position was written to is not seen, whatever it holds."""
     keys = key_positions(start, count, k.shape[-2], ring)[:, None, :]
     rows = (start[:, None] + torch.arange(q.shape[-2], device=q.device))[:, :, None]
-    seen = (keys >= 0) & (keys <= rows)
+    seen = (keys >= 0) & (keys <= rows) & (keys < (start + count)[:, None, None])
     if window is not None:
         seen = seen & (rows - keys < window)
     seen = seen[:, None]

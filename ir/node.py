@@ -197,6 +197,12 @@ class Program:
             mine += nested.constants()
         return tuple(dict.fromkeys(mine))
 
+    def state_leaves(self) -> tuple[Node, ...]:
+        """The states, in the order of their next values; one that is never read has the type of its next value."""
+        read = {n.name: n for n in self.nodes if n.op == "state"}
+        made = {name: read.get(name) or state(name, value.tensor) for name, value in self.states}
+        return tuple({**made, **{name: leaf for name, leaf in read.items() if name not in made}}.values())
+
     def nested(self) -> tuple[Program, ...]:
         """Programs that stand as arguments of control-flow operations."""
         return tuple(dict.fromkeys(a for n in self.nodes for a in n.args if isinstance(a, Program)))
@@ -218,7 +224,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Module:
-    """Several programs that share constants and states, such as ``prefill`` and ``decode``."""
+    """Programs that share constants and states, such as ``prefill`` and ``decode``; the first is the default."""
 
     programs: tuple[Program, ...]
 
@@ -227,6 +233,25 @@ class Module:
             if program.name == name:
                 return program
         raise KeyError(name)
+
+    @property
+    def default(self) -> Program:
+        """The first program."""
+        return self.programs[0]
+
+    @property
+    def symbols(self) -> tuple[Symbol, ...]:
+        """The symbolic dimensions of all programs, sorted by name."""
+        found = {s for program in self.programs for s in program.symbols}
+        return tuple(sorted(found, key=lambda s: (s.name, s.low, s.high)))
+
+    def constants(self) -> tuple[Node, ...]:
+        """The constant leaves of all programs, each once."""
+        return tuple(dict.fromkeys(leaf for program in self.programs for leaf in program.constants()))
+
+    def map(self, change: Callable[[Program], Program]) -> Module:
+        """The module with every program replaced by ``change(program)``."""
+        return Module(tuple(map(change, self.programs)))
 
     def __str__(self) -> str:
         from planish.ir.printer import print_module

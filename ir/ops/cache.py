@@ -47,10 +47,11 @@ define(
 )  # fmt: skip
 define(
     "planish.attend",
-    "q, k, v, start, count, bias:tensor?=None, window:any=None, scale:float?=None, softcap:float?=None, ring:bool=False",
+    "q, k, v, start, count, bias:tensor?=None, window:any=None, scale:float?=None, softcap:float?=None,"
+    " ring:bool=False",
     _attend, torch="custom:attend",
     doc="causal attention of q [B, H, S, D], whose row i stands at p = start[b] + i, over caches k [B, Hk, C, D] and"
     " v [B, Hk, C, Dv]; row c holds position c, in a ring the last one <= start[b] + count[b] - 1 that is c modulo C;"
-    " a key at j is seen if 0 <= j <= p and (window is None or p - j < window); bias as the mask of attention;"
-    " rows of q that see nothing yield zeros",
+    " a key at j is seen if 0 <= j <= p, j < start[b] + count[b] and (window is None or p - j < window); bias as the"
+    " mask of attention; rows of q that see nothing yield zeros",
 )  # fmt: skip

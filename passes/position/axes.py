@@ -169,8 +169,8 @@ def view_route(before: tuple[Size, ...], after: tuple[Size, ...]) -> Route:
     route: list[int | None] = []
     for i, length in enumerate(before):
         inner = product(before[i + 1 :])
-        j = places.get(inner)
-        route.append(None if length == 1 or j is None or not _shares(length, after[j]) else j)
+        place = places.get(inner)
+        route.append(None if length == 1 or place is None or not _shares(length, after[place]) else place)
     return tuple(route)
 
 

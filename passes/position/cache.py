@@ -7,7 +7,7 @@ repeated. Values of positions are computed at the positions of the new rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from planish.errors import UnsupportedOpError, UsageError
@@ -28,7 +28,8 @@ class CacheOptions:
 
     ``context`` is the largest number of tokens of a sequence, ``batch`` the number of sequences (None: any),
     ``chunk`` the most tokens that one call takes (None: 256, or the context if no layer has a window), ``rings``
-    whether layers that see a window keep no more than that.
+    whether layers that see a window keep no more than that. ``extend`` and ``edit`` add the entry points that give
+    all rows, and that move rows of the caches (where the model allows it).
     """
 
     context: int = 2048
@@ -36,6 +37,7 @@ class CacheOptions:
     chunk: int | None = None
     rings: bool = True
     extend: bool = True
+    edit: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Cached:
     generation: dict[str, Any]
     sequence: Sequence
     pairs: tuple[dict[Node, Node], ...]
+    sources: dict[str, Node]
+    """Which rows of the source program each state keeps."""
 
 
 @dataclass
@@ -215,23 +219,33 @@ def insert_cache(program: Program, weights: Weights, options: CacheOptions | Non
     steps.append(_Step(sequence, options, weights, 1, "decode", chunk))
     made = [step.program() for step in steps]
     if options.extend:
-        made.append(
-            Program(
-                "extend",
-                made[0].inputs,
-                made[0].outputs,
-                made[0].states,
-                made[0].origins,
-                made[0].output_names,
-            )
-        )
+        made.append(replace(made[0], name="extend"))
     made[0] = last_rows(made[0], steps[0].new, steps[0].count)
-    begin = _begin(sequence, steps[0])
+    begin = _begin(sequence, steps[1])
     generation = {
         "context": context, "chunk": chunk, "batch": options.batch, "token_input": sequence.tokens[0].name,
         "vocabulary": int(program.outputs[0].shape[-1]), "rings": steps[0].rings,
     }  # fmt: skip
-    return Cached(Module((*made, *begin)), generation, sequence, tuple(step.made for step in steps))
+    cached = Cached(
+        Module((*made, *begin)), generation, sequence, tuple(s.made for s in steps), _sources(steps[1])
+    )
+    return _with_move(cached, weights) if options.edit else cached
+
+
+def _with_move(cached: Cached, weights: Weights) -> Cached:
+    """The same with ``move``, or with the reason why there is none."""
+    from planish.passes.position.reencode import move_program
+
+    try:
+        move = move_program(cached, weights)
+    except UnsupportedOpError as problem:
+        return replace(cached, generation={**cached.generation, "no_edit": problem.message})
+    return replace(cached, module=Module((*cached.module.programs, move)))
+
+
+def _sources(step: _Step) -> dict[str, Node]:
+    by_cache = {made: source for (source, _), made in step.caches.items()}
+    return {name: by_cache[made] for name, made in step.states if made in by_cache}
 
 
 def _begin(sequence: Sequence, step: _Step) -> tuple[Program, ...]:

@@ -112,7 +112,7 @@ def _place(
     places: dict[Node, tuple[int, Size]],
     length: Symbol,
 ) -> tuple[int, Size]:
-    """The axis of a node that holds the rows of tokens, and elements of it for each row; raises PL260 if there is none."""
+    """The axis of a node that holds the rows of tokens, and elements of it for each row; PL260 if there is none."""
     mine = rows_of(node.shape, length)
     if len(mine) != 1:
         where = "two axes" if mine else "no axis"

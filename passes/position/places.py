@@ -102,12 +102,12 @@ class Places:
             places = self.positions if roles[0] == NEW else aten.arange(0, self.context)
             return places if kind == places.dtype else aten.to(places, kind)
         if node.op == "aten.embedding" and self.sequence.rows(node.args[1]):
-            last = self._evaluated(node.args[1], self.context)
+            last = self.evaluated(node.args[1], self.context)
             self._long_enough(node.args[0].shape[0], node, int(last.max()) + 1 if last.numel() else 0)
         if node.op == "aten.slice" and not self.sequence.rows(node.args[0]):
             return self._rows_of_table(node, roles)
         found = routes(node)
-        if found is None or node.op not in SAME and not _pointwise(node):
+        if found is None or (node.op not in SAME and not _pointwise(node)):
             return None
         operands: dict[Node, Node] = {}
         for operand, route in found:
@@ -186,11 +186,11 @@ class Places:
         """The value at every position of the context, evaluated now, and rows of it; a prefix is seen to be stable,
         with ``shift`` but for a number that is added to all.
         """
-        table = self._evaluated(node, self.context)
+        table = self.evaluated(node, self.context)
         for shorter in (1, 2, 3, self.context // 2 + 1):
             if shorter > self.context:
                 continue
-            part = self._evaluated(node, shorter)
+            part = self.evaluated(node, shorter)
             whole = table[tuple(slice(0, shorter) if a in roles else slice(None) for a in range(table.dim()))]
             same = part.shape == whole.shape
             if same and shift:
@@ -212,7 +212,8 @@ class Places:
             made = aten.index_select(made, axis, self.positions) if role == NEW else made
         return made
 
-    def _evaluated(self, node: Node, length: int) -> Any:
+    def evaluated(self, node: Node, length: int) -> Any:
+        """The value at all positions of a length, one sequence, as a tensor; PL260 if it cannot be had."""
         others = symbols_of(node.type) | {s for n in _below(node) for s in symbols_of(n.args)}
         binding = {s: length if s is self.sequence.length else 1 for s in others}
         if others - {self.sequence.length, self.sequence.batch}:
@@ -251,8 +252,10 @@ class Places:
         if self.batch == 1 or batch_axis is None:
             return value
         lead, rest = value.shape[:axis], value.shape[axis + 1 :]
-        apart = aten.view(value, [*lead, self.batch, self.new, *rest])
-        first = aten.permute(apart, [axis, *range(axis), *range(axis + 1, value.rank + 1)])
+        first = value
+        if any(s != 1 for s in lead):
+            apart = aten.view(value, [*lead, self.batch, self.new, *rest])
+            first = aten.permute(apart, [axis, *range(axis), *range(axis + 1, value.rank + 1)])
         place = batch_axis - (rank - value.rank)
         shape = [*lead, self.new, *rest]
         if place < 0:

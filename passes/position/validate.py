@@ -1,4 +1,4 @@
-"""A cache is proven on the program itself: rows do not change when tokens follow, and steps give what the whole gives."""
+"""A cache is proven on the program itself: no row changes when tokens follow, and steps give what the whole gives."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Trial:
         self.length = min(LENGTH, generation["context"], generation["chunk"])
         self.batch = generation["batch"] or 2
         make = torch.Generator().manual_seed(seed)
-        self.binding = {s: 5 for s in program.symbols}
+        self.binding = dict.fromkeys(program.symbols, 5)
         if sequence.batch in self.binding:
             self.binding[sequence.batch] = self.batch
         self.binding[sequence.length] = self.length

@@ -266,7 +266,7 @@ def test_refused(make_source: Any, code: str, what: str) -> None:
 def test_dynamic_rotary_is_refused_at_capture() -> None:
     scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     model = hugging_face("LlamaForCausalLM", "LlamaConfig", **GROUPED, rope_parameters=scaling)()
-    with pytest.raises(CaptureError, match="modeling_rope_utils.py.*depends on the data") as found:
+    with pytest.raises(CaptureError, match=r"modeling_rope_utils.py.*depends on the data") as found:
         capture_torch(model, {"input_ids": tokens(2, 9)}, dynamic_shapes={"input_ids": {0: "B", 1: "T"}})
     assert found.value.exit_code == 3
 
@@ -301,7 +301,8 @@ def swap(program: Program, change: Any) -> Program:
         done[node] = change(node, args) or make(node.op, *args)
     return replace(
         program, outputs=tuple(done[o] for o in program.outputs),
-        states=tuple((n, done[s]) for n, s in program.states), origins={done.get(n, n): o for n, o in program.origins.items()},
+        states=tuple((n, done[s]) for n, s in program.states),
+        origins={done.get(n, n): o for n, o in program.origins.items()},
     )  # fmt: skip
 
 
@@ -317,7 +318,7 @@ def test_validation_passes_and_finds_wrong_steps() -> None:
             else None
         )
 
-    with pytest.raises(GuardError, match="PL521.*layers") as found:
+    with pytest.raises(GuardError, match=r"PL521.*layers") as found:
         validate_cache(program, weights, replaced(made, "decode", lambda p: swap(p, widen)), thorough=True)
     assert "planish.attention" in str(found.value)
 
