@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from planish.frontend.api import Compiled, compile, export, load
+    from planish.frontend.config import GenerateOptions
     from planish.ir.namespace import aten, planish
     from planish.ir.node import Module, Node, Program
     from planish.ir.parser import parse
@@ -35,6 +36,7 @@ __all__ = [
     "BudgetError",
     "CaptureError",
     "Compiled",
+    "GenerateOptions",
     "GuardError",
     "InternalError",
     "Kernel",
@@ -71,6 +73,7 @@ _HOMES = {
         "UsageError",
     ),
     "planish.frontend.api": ("Compiled", "compile", "export", "load"),
+    "planish.frontend.config": ("GenerateOptions",),
     "planish.ir.namespace": ("aten", "planish"),
     "planish.ir.node": ("Module", "Node", "Program"),
     "planish.ir.parser": ("parse",),

@@ -1,4 +1,4 @@
-"""Artifacts whose machine code may not run here: their program is compiled again, with the weights that they hold."""
+"""Artifacts whose machine code may not run here: their programs are compiled again, with the weights that they hold."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from planish.runtime.limits import Limits
 from planish.runtime.selftest import run_selftest
 
 if TYPE_CHECKING:
-    from planish.ir.node import Program
+    from planish.ir.node import Module
 
 TARGET = "cpu"
 
@@ -34,7 +34,7 @@ def compile_again(
     limits: Limits | None,
     reason: PlanishError | None = None,
 ) -> Compiled:
-    """The model of an artifact, compiled for this machine from its program; nothing of its machine code is run.
+    """The model of an artifact, compiled for this machine from its programs; nothing of its machine code is run.
 
     ``reason`` says why its own code does not run; it becomes a note of the report. With ``verify="full"`` the
     self-tests of the artifact are run: PL615.
@@ -44,21 +44,23 @@ def compile_again(
     from planish.frontend.capture.base import Captured
     from planish.frontend.compilation import Made
     from planish.frontend.config import read_target
-    from planish.ir.verify import verify as verify_program
-    from planish.passes.materialise import materialise
+    from planish.ir.verify_module import verify_module
+    from planish.passes.materialise import materialise_module
 
     artifact = open_artifact(path, mmap=mmap, verify=verify, limits=limits)
-    program = stored_program(artifact)
-    weights = stored_weights(artifact, program)
-    verify_program(program, weights)
+    module = stored_module(artifact)
+    weights = stored_weights(artifact, module)
+    verify_module(module, weights)
     report = Report.from_json(_report(artifact))
     report = replace(report, notes=(*report.notes, *_notes(reason)))
     target, options = read_target(TARGET)
-    split = materialise(program, machine())
-    product = build_product(program, split.main, split.load, weights, target, options)
+    split = materialise_module(module, machine())
+    product = build_product(module, split.main, split.load, weights, target, options)
     digest, folder = str(artifact.manifest.source.get("digest", "")), _tokenizer(artifact)
-    captured = Captured(program, weights, (), digest, folder)
-    compiled = Compiled(made=Made(program, weights, report, captured, 0, product))
+    captured = Captured(module.default, weights, (), digest, folder)
+    compiled = Compiled(
+        made=Made(module, weights, report, captured, 0, product, artifact.manifest.generation)
+    )
     compiled.source_path = artifact.path
     if folder is not None:
         weakref.finalize(compiled, shutil.rmtree, folder, ignore_errors=True)
@@ -87,45 +89,41 @@ def _notes(reason: PlanishError | None) -> tuple[str, ...]:
     return (f"compiled afresh, because of {reason.code}: {reason.message}{trust}",)
 
 
-def program_member(artifact: Artifact) -> str:
-    """The member with the program; PL612 if there is none or no single one."""
-    found = [n for n in artifact.names if n.startswith("ir/") and n.endswith(".ir.py")]
-    if "ir/main.ir.py" in found or len(found) == 1:
-        return "ir/main.ir.py" if "ir/main.ir.py" in found else found[0]
-    raise ArtifactError("PL612", "the artifact holds no single program", where=str(artifact.path))
+def stored_module(artifact: Artifact) -> Module:
+    """The programs in an artifact, the default first, with the names of their outputs.
 
-
-def named(program: Any, artifact: Artifact) -> Any:
-    """The program with the names of its outputs, which its text does not hold."""
-    from dataclasses import replace
-
-    entry = artifact.manifest.entry_points.get(program.name)
-    return program if entry is None else replace(program, output_names=tuple(v.name for v in entry.outputs))
-
-
-def stored_program(artifact: Artifact) -> Program:
-    """The program in an artifact, with the names of its outputs; PL612 if there is no single one."""
+    PL612: an entry point has no program that fits it.
+    """
     from planish.backends.tvm.target import load_kernels
+    from planish.ir.node import Module
     from planish.ir.parser import parse
 
     load_kernels()
-    member = program_member(artifact)
-    program = parse(artifact.read(member).decode(), f"{artifact.path}: {member}")
-    entry = artifact.manifest.entry_points.get(program.name)
-    if entry is None or len(entry.outputs) != len(program.outputs):
-        raise ArtifactError("PL612", f"{member} does not fit the entry points", where=str(artifact.path))
-    return replace(program, output_names=tuple(value.name for value in entry.outputs))
+    manifest = artifact.manifest
+    made = []
+    for name, entry in manifest.entry_points.items():
+        member = f"ir/{name}.ir.py"
+        if member not in artifact:
+            raise ArtifactError(
+                "PL612", f"the artifact holds no program for {name}", where=str(artifact.path)
+            )
+        program = parse(artifact.read(member).decode(), f"{artifact.path}: {member}")
+        if program.name != name or len(program.outputs) != len(entry.outputs):
+            raise ArtifactError("PL612", f"{member} does not fit the entry points", where=str(artifact.path))
+        made.append(replace(program, output_names=tuple(value.name for value in entry.outputs)))
+    first = manifest.default or ("main" if "main" in manifest.entry_points else made[0].name)
+    return Module(tuple(sorted(made, key=lambda program: program.name != first)))
 
 
-def stored_weights(artifact: Artifact, program: Any) -> Any:
-    """The constants of a program that an artifact holds, mapped and read when they are used."""
+def stored_weights(artifact: Artifact, module: Module) -> Any:
+    """The constants of programs that an artifact holds, mapped and read when they are used."""
     import torch  # noqa: F401  (weights are torch tensors)
 
     from planish.ir.weights import Weights
     from planish.runtime.inputs import to_torch
 
     made = Weights()
-    wanted = {leaf.name: leaf.tensor for leaf in program.constants()}
+    wanted = {leaf.name: leaf.tensor for leaf in module.constants()}
     for member in artifact.names:
         if not member.startswith("weights/"):
             continue

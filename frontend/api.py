@@ -28,7 +28,7 @@ def compile(
     target: str | Target = "cpu",
     example_inputs: Any = None,
     dynamic_shapes: Any = None,
-    generate: bool | None = None,
+    generate: bool | config.GenerateOptions | None = None,
     budget: Any = None,
     passes: str | Iterable[Pass] = "auto",
     plan: Any = None,
@@ -43,6 +43,7 @@ def compile(
     progress: config.Progress | None = None,
     allow_pickle: bool = False,
     allow_fixed: bool = False,
+    tune: bool | float = False,
 ) -> Compiled:
     """Capture a model, rewrite it and lower it to a target. The model is never changed.
 
@@ -57,21 +58,34 @@ def compile(
     ``{"match": "*.down_proj", "bits": 8}`` or ``{"match": "lm_head", "freeze": True}``; a rule that reaches no weight
     is an error. ``progress`` is called with the name and the seconds of every phase. ``cache_dir`` turns on the cache
     of finished artifacts for models that are files. ``allow_pickle`` reads files that can run code,
-    ``allow_fixed`` accepts that the model's Python fixes a dimension that was to be dynamic.
+    ``allow_fixed`` accepts that the model's Python fixes a dimension that was to be dynamic. ``tune`` measures variants
+    of the costliest kernels on this machine, for 60 seconds (True) or as many as it says, and takes the fastest; with
+    a cache what was measured is kept, and not measured again. Only the target ``cpu`` has it (PL843).
+
+    ``generate`` makes entry points that continue texts, which share weights and caches of keys and values: ``prefill``
+    takes new tokens, ``decode`` one token, and ``extend`` gives logits for all rows. ``GenerateOptions(context=4096)``
+    says how large the caches are. A model that is not causal is refused (PL260).
 
     The other arguments belong to later versions and are refused when they are set (``UsageError`` PL823).
     """
     config.refuse_unsupported(
-        generate=generate, budget=budget, plan=plan, calibration=calibration, evaluate=evaluate, workers=workers,
+        budget=budget, plan=plan, calibration=calibration, evaluate=evaluate, workers=workers,
         resume=resume,
     )  # fmt: skip
     config.check_guard(guard)
     options = make_options(
         target=target, passes=passes, layers=layers, seed=seed, cache_dir=cache_dir, progress=progress,
-        allow_pickle=allow_pickle, allow_fixed=allow_fixed,
+        allow_pickle=allow_pickle, allow_fixed=allow_fixed, tune=tune,
+        generate=generate,
     )  # fmt: skip
     if isinstance(model, (str, os.PathLike)) and str(model).endswith(".planish"):
-        return load(model)
+        loaded = load(model)
+        if options.generate is not None and loaded.generation is None:
+            raise UsageError(
+                "PL824", "generate: the artifact was made without entry points that continue texts", where=str(model),
+                hint="compile the model that it was made of",
+            )  # fmt: skip
+        return loaded
     return _compile(model, options, example_inputs, dynamic_shapes)
 
 
@@ -85,6 +99,8 @@ def make_options(
     progress: config.Progress | None = None,
     allow_pickle: bool = False,
     allow_fixed: bool = False,
+    tune: bool | float = False,
+    generate: bool | config.GenerateOptions | None = None,
 ) -> config.CompileOptions:
     """The options of a compilation as checked values."""
     if progress is not None and not callable(progress):
@@ -104,6 +120,8 @@ def make_options(
         cache=config.cache_directory(cache_dir) if policy != "off" else None,
         policy=policy,
         progress=progress,
+        tune=config.read_tune(tune, kind, backend),
+        generate=config.read_generate(generate),
     )
 
 

@@ -1,4 +1,7 @@
-"""The cache of finished artifacts: a file that was compiled in the same way before is not compiled again."""
+"""The cache of finished artifacts: a file that was compiled in the same way before is not compiled again.
+
+Beside them lie records of what was measured when kernels were tuned (:mod:`planish.backends.tvm.tune_records`).
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,17 @@ from planish.frontend.config import CompileOptions
 
 SUFFIX = ".planish"
 FOLDER = "artifacts"
+TUNING = "tuning"
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the cache holds."""
+    """What the cache holds: artifacts (``files``), records of tuned kernels, and the bytes of all."""
 
     folder: Path
     files: int
     bytes: int
+    records: int = 0
 
 
 def cached(
@@ -83,20 +88,27 @@ def _key(model: Any, options: CompileOptions) -> str | None:
         "layers": [dict(rule) for rule in options.layers],
         "target": [str(options.target), repr(options.options)],
         "seed": options.seed,
+        "generate": repr(options.generate),
         "switches": [options.allow_pickle, options.allow_fixed],
         "versions": versions(),
     }
+    if options.tune is not None:
+        from planish.backends.tvm.tune_records import machine_facts
+        from planish.runtime.tvm_threads import tvm_threads
+
+        facts["tune"] = [options.tune, dict(machine_facts(tvm_threads()))]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def usage(folder: Path) -> Usage:
-    """How many artifacts the cache holds and how many bytes they take."""
-    found = [p.stat().st_size for p in _files(folder) if p.suffix == SUFFIX]
-    return Usage(folder, len(found), sum(found))
+    """How many artifacts and records the cache holds and how many bytes they take."""
+    sizes = {p: p.stat().st_size for p in _files(folder) if p.suffix != ".lock"}
+    artifacts = sum(p.suffix == SUFFIX for p in sizes)
+    return Usage(folder, artifacts, sum(sizes.values()), len(sizes) - artifacts)
 
 
 def clear(folder: Path) -> Usage:
-    """Remove all artifacts from the cache and nothing else; gives what was removed."""
+    """Remove all artifacts and records from the cache and nothing else; gives what was removed."""
     before = usage(folder)
     for path in _files(folder):
         path.unlink(missing_ok=True)
@@ -104,5 +116,7 @@ def clear(folder: Path) -> Usage:
 
 
 def _files(folder: Path) -> list[Path]:
-    place = folder / FOLDER
-    return sorted(p for p in place.iterdir() if p.suffix in (SUFFIX, ".lock")) if place.is_dir() else []
+    places = ((folder / FOLDER, (SUFFIX, ".lock")), (folder / TUNING, (".json",)))
+    return sorted(
+        path for place, suffixes in places if place.is_dir() for path in place.iterdir() if path.suffix in suffixes
+    )  # fmt: skip

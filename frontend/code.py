@@ -1,4 +1,4 @@
-"""What backends make, seen alike: program, tensors that the code reads, members of an artifact."""
+"""What backends make, seen alike: programs, tensors that the code reads, members of an artifact."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from planish.backends.ort.lower import Lowered
+    from planish.backends.ort.module import LoweredModule
     from planish.backends.tvm.product import Product
-    from planish.ir.node import Program
+    from planish.ir.node import Module
     from planish.ir.weights import Weights
     from planish.runtime.artifact import Content
     from planish.runtime.tensors import TensorSource
@@ -18,19 +18,15 @@ ONNX = "code/onnxruntime/"
 
 
 class Code(Protocol):
-    """A program in the form of one backend."""
+    """Programs in the form of one backend."""
 
     @property
-    def program(self) -> Program:
-        """The program that the code computes, as an artifact holds it."""
+    def module(self) -> Module:
+        """The programs that the code computes, as an artifact holds them."""
 
     @property
     def weights(self) -> Weights:
-        """Every constant of that program."""
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        """Names of outputs, then of next states."""
+        """Every constant of these programs."""
 
     @property
     def tensors(self) -> Mapping[str, TensorSource]:
@@ -38,7 +34,7 @@ class Code(Protocol):
 
     @property
     def inline_bytes(self) -> int:
-        """Constants of up to this size are part of the code, and stored for the program's sake alone."""
+        """Constants of up to this size are part of the code, and stored for the programs' sake alone."""
 
     @property
     def rounded(self) -> bool:
@@ -48,8 +44,10 @@ class Code(Protocol):
     def targets(self) -> list[dict[str, Any]]:
         """What the manifest says of the machines that the code is for."""
 
-    @property
-    def entry(self) -> Mapping[str, str]:
+    def results(self, name: str) -> tuple[str, ...]:
+        """The names of outputs, then of next states, of a program."""
+
+    def entry(self, name: str) -> Mapping[str, str]:
         """Where the manifest finds the code of an entry point."""
 
     def members(self, location: str, layout: Mapping[str, Any]) -> dict[str, Content]:
@@ -57,49 +55,66 @@ class Code(Protocol):
 
 
 class OnnxCode:
-    """A model for ONNX Runtime."""
+    """Models for ONNX Runtime, in folders of their own if there are several."""
 
-    def __init__(self, lowered: Lowered, program: Program, weights: Weights) -> None:
+    def __init__(self, lowered: LoweredModule, module: Module, weights: Weights) -> None:
         self.lowered = lowered
-        self.program = program
+        self.module = module
         self.weights = weights
-        self.output_names = lowered.output_names
         self.tensors = lowered.tensors
         self.inline_bytes = lowered.options.inline_bytes
         self.rounded = lowered.options.activation_bits < 32
         self.targets = [{"name": "onnxruntime", "device": "cpu"}]
-        self.entry = {"onnxruntime": f"{ONNX}model.onnx"}
+
+    def results(self, name: str) -> tuple[str, ...]:
+        """The names of outputs, then of next states, of a program."""
+        return self.lowered.models[self.lowered.uses[name]].output_names
+
+    def entry(self, name: str) -> Mapping[str, str]:
+        """Where the manifest finds the code of an entry point."""
+        return {"onnxruntime": f"{self._folder(self.lowered.uses[name])}model.onnx"}
 
     def members(self, location: str, layout: Mapping[str, Any]) -> dict[str, Content]:
-        """The model, how to set up its session, and the model that runs at load if there is one."""
+        """The models, how to set up their sessions, and models that run at load if there are any."""
         from planish.backends.ort.write import place
 
-        lowered = self.lowered
-        made: dict[str, Content] = {
-            f"{ONNX}model.onnx": place(lowered, location, layout).SerializeToString(deterministic=True),
-            f"{ONNX}session.json": as_json({"config": dict(lowered.session_options)}),
-        }
-        if lowered.load_model is not None:
-            made[f"{ONNX}load.onnx"] = lowered.load_model.SerializeToString(deterministic=True)
+        made: dict[str, Content] = {}
+        for name, lowered in self.lowered.models.items():
+            folder = self._folder(name)
+            made[f"{folder}model.onnx"] = place(lowered, location, layout).SerializeToString(
+                deterministic=True
+            )
+            made[f"{folder}session.json"] = as_json({"config": dict(lowered.session_options)})
+            if lowered.load_model is not None:
+                made[f"{folder}load.onnx"] = lowered.load_model.SerializeToString(deterministic=True)
         return made
+
+    def _folder(self, name: str) -> str:
+        return f"{ONNX}{name}/" if len(self.lowered.uses) > 1 else ONNX
 
 
 class NativeCode:
-    """Libraries of machine code."""
+    """Libraries of machine code; each holds all entry points."""
 
     def __init__(self, product: Product) -> None:
         self.product = product
-        self.program = product.program
+        self.module = product.module
         self.weights = product.weights
-        entry = product.entries[product.main.name]
-        self.output_names = (*entry.outputs, *(f"{state}.next" for state in entry.next_states))
         self.tensors = product.tensors
         self.inline_bytes = 0
-        self.rounded = rounds(product.program) or getattr(product.options, "math", "f32") == "bf16"
+        self.rounded = rounds(product.module) or getattr(product.options, "math", "f32") == "bf16"
         self.targets = [
             {"name": product.device, "device": product.device, "libraries": sorted(product.libraries)}
         ]
-        self.entry = {product.device: f"code/{product.device}/code.json"}
+
+    def results(self, name: str) -> tuple[str, ...]:
+        """The names of outputs, then of next states, of a program."""
+        entry = self.product.entries[name]
+        return (*entry.outputs, *(f"{state}.next" for state in entry.next_states))
+
+    def entry(self, name: str) -> Mapping[str, str]:
+        """Where the manifest finds the code of an entry point: all are in one table."""
+        return {self.product.device: f"code/{self.product.device}/code.json"}
 
     def members(self, location: str, layout: Mapping[str, Any]) -> dict[str, Content]:
         """The libraries, and a table of what they hold."""
@@ -110,18 +125,18 @@ class NativeCode:
         return made
 
 
-def rounds(program: Program) -> bool:
-    """True if activations are rounded to whole numbers somewhere in a program with kernels."""
+def rounds(module: Module) -> bool:
+    """True if activations are rounded to whole numbers somewhere in programs with kernels."""
     from planish.ir.kernel import expanded
 
-    return any(n.op == "planish.fake_quantize" for n in expanded(program).nodes)
+    return any(n.op == "planish.fake_quantize" for p in module.programs for n in expanded(p).nodes)
 
 
-def code_of(lowered: Any, program: Program, weights: Weights) -> Code:
+def code_of(lowered: LoweredModule | Product, module: Module, weights: Weights) -> Code:
     """The code of a compilation, whatever backend made it."""
     from planish.backends.tvm.product import Product
 
-    return NativeCode(lowered) if isinstance(lowered, Product) else OnnxCode(lowered, program, weights)
+    return NativeCode(lowered) if isinstance(lowered, Product) else OnnxCode(lowered, module, weights)
 
 
 def as_json(table: Mapping[str, Any]) -> bytes:

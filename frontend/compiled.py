@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 from planish.errors import BackendError, UsageError
 from planish.frontend.report import Layer, Report
-from planish.runtime.inputs import bind_arguments, check_inputs, to_torch, torch_device
-from planish.runtime.manifest import EntryPoint, Value
+from planish.runtime.inputs import bind_arguments, to_torch, torch_device
+from planish.runtime.manifest import EntryPoint
 from planish.runtime.session import Session
 from planish.runtime.session import load as load_session
-from planish.runtime.typetext import parse_type
 
 if TYPE_CHECKING:
     from planish.frontend.compilation import Made
+    from planish.frontend.eager import EagerModel
     from planish.frontend.package import Package
-    from planish.ir.node import Program
+    from planish.ir.node import Module, Program
     from planish.ir.weights import Weights
+    from planish.runtime.generate.model import Model
 
 SELFTEST_THREADS = 1
 """Self-tests are computed by one thread, so that an artifact does not depend on how many there are."""
@@ -50,33 +51,49 @@ class Compiled:
 
     Call it like the original, with arrays or torch tensors, by position or by name: torch gives torch, numpy gives
     numpy. One output comes bare, several as a tuple with the names of the outputs; :meth:`run` gives a table.
+    Of several entry points, the first is the one that is called; :meth:`run` takes the name of another. They share
+    weights, and states, which are kept from call to call until :meth:`reset`.
     """
 
     def __init__(self, *, made: Made | None = None, session: Session | None = None) -> None:
         self._made = made
         self._session = session
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._program: Program | None = made.program if made is not None else None
+        self._eager_model: EagerModel | None = None
+        self._module: Module | None = made.module if made is not None else None
         self._weights: Weights | None = made.weights if made is not None else None
         self._report = made.report if made is not None else None
+        self._generator: Model | None = None
         self.source_path = session.path if session is not None else None
 
     @property
     def program(self) -> Program:
-        """The program, after all passes."""
-        if self._program is None:
-            from planish.frontend.afresh import stored_program
+        """The program of the default entry point, after all passes."""
+        return self.module.default
 
-            self._program = stored_program(self._opened().artifact)
-        return self._program
+    @property
+    def module(self) -> Module:
+        """The programs of all entry points, after all passes; the first is the default."""
+        if self._module is None:
+            from planish.frontend.afresh import stored_module
+
+            self._module = stored_module(self._opened().artifact)
+        return self._module
+
+    @property
+    def generation(self) -> Mapping[str, Any] | None:
+        """How the entry points continue a text: sizes of caches and calls; None if they were not made for it."""
+        if self._made is not None:
+            return self._made.generation
+        return self._opened().manifest.generation
 
     @property
     def weights(self) -> Weights:
-        """The weights that the program uses. Of a loaded artifact: those that are stored as the program has them."""
+        """The weights that the programs use. Of a loaded artifact: those that are stored as the program has them."""
         if self._weights is None:
             from planish.frontend.afresh import stored_weights
 
-            self._weights = stored_weights(self._opened().artifact, self.program)
+            self._weights = stored_weights(self._opened().artifact, self.module)
         return self._weights
 
     @property
@@ -114,28 +131,53 @@ class Compiled:
     def entry_points(self) -> Mapping[str, EntryPoint]:
         """The functions of the model by name, with typed inputs, outputs and states."""
         if self._session is None and self._made is not None:
-            return {self._made.program.name: _entry(self._made.program)}
+            from planish.frontend.eager import entry_of
+
+            return {program.name: entry_of(program) for program in self._made.module.programs}
         return self._opened().entry_points
 
     @property
     def output_names(self) -> tuple[str, ...]:
         """The names of the outputs of the default entry point."""
-        return tuple(value.name for value in _default(self.entry_points).outputs)
+        return tuple(value.name for value in self._default.outputs)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Run the model; gives what the original gives: one array, or a tuple with names."""
-        given = bind_arguments(_default(self.entry_points), inputs, named)
+        given = bind_arguments(self._default, inputs, named)
         device = torch_device(given)
         found = self.run(given)
         values = [to_torch(a, device) for a in found.values()] if device is not None else list(found.values())
         return values[0] if len(values) == 1 else namedtuple("Outputs", list(found), rename=True)(*values)
 
-    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs by name from inputs by name, as numpy arrays."""
-        entry = _default(self.entry_points)
-        if self._eager:
-            return self._run_eager(entry, bind_arguments(entry, (), feeds))
-        return self._opened().run(dict(feeds))
+    def run(self, feeds: Mapping[str, Any], entry: str | None = None) -> dict[str, Any]:
+        """Outputs by name from inputs by name, as numpy arrays, of the default entry point or the one named."""
+        return self._running().run(dict(feeds), entry or self._default.name)
+
+    @property
+    def states(self) -> Mapping[str, Any]:
+        """The states after the last call, by name; empty before the first."""
+        return self._running().states
+
+    def reset(self) -> None:
+        """Forget the states: the next call begins with zeros."""
+        self._running().reset()
+
+    def generate(self, prompt: Any, **options: Any) -> Any:
+        """Continue a prompt: text, tokens, a conversation, or a list of these; see :meth:`Model.generate`.
+
+        Options: ``max_tokens``, ``temperature``, ``top_k``, ``top_p``, ``stop``, ``seed``, ``stream``, ``speculate``,
+        ``chat`` and ``context``. PL870 if the model was not compiled with ``generate``.
+        """
+        return self.generator.generate(prompt, **options)
+
+    @property
+    def generator(self) -> Model:
+        """What generates: it also makes empty contexts, ``generator.context()``, and restores stored ones."""
+        if self._generator is None:
+            from planish.frontend.generating import model_of
+
+            self._generator = model_of(self)
+        return self._generator
 
     def explain(self, name: str) -> Layer | tuple[Layer, ...]:
         """How a weight is stored and why: its row, or several rows for a glob such as ``*.q_proj``."""
@@ -184,6 +226,7 @@ class Compiled:
 
     def close(self) -> None:
         """Free the memory of what runs the model; a loaded model cannot be used afterwards, a compiled one can."""
+        self._generator = None
         if self._session is not None:
             self._session.close()
         if self._made is not None:
@@ -202,8 +245,24 @@ class Compiled:
         return f"Compiled({', '.join(str(e) for e in self.entry_points.values())})"
 
     @property
-    def _eager(self) -> bool:
-        return self._made is not None and self._made.lowered is None
+    def _default(self) -> EntryPoint:
+        entries = self.entry_points
+        if self._made is not None:
+            return entries[self._made.program.name]
+        chosen = self._opened().manifest.default or ("main" if "main" in entries else None)
+        if chosen is None and len(entries) > 1:
+            raise UsageError("PL861", "the model has several entry points and none is called main")
+        return entries[chosen or next(iter(entries))]
+
+    def _running(self) -> Session | EagerModel:
+        """What runs the model."""
+        if self._made is None or self._made.lowered is not None:
+            return self._opened()
+        if self._eager_model is None:
+            from planish.frontend.eager import EagerModel
+
+            self._eager_model = EagerModel(self._made.module, self._made.weights)
+        return self._eager_model
 
     def _opened(self) -> Session:
         """What runs the model: of a compiled one, a session on an artifact in a scratch folder."""
@@ -226,23 +285,9 @@ class Compiled:
                 hint="compile with target='onnxruntime'",
             )  # fmt: skip
         files = self.tokenizer if tokenizer else {}
-        code = code_of(made.lowered, made.program, made.weights)
-        return make_package(Parts(code, made.report, made.captured.digest, files, made.program))
-
-    def _run_eager(self, entry: EntryPoint, given: Mapping[str, Any]) -> dict[str, Any]:
-        import torch
-
-        from planish.backends.eager import build
-        from planish.ir.arrays import to_numpy
-
-        assert self._made is not None
-        arrays, _ = check_inputs(entry, {s.name: (s.low, s.high) for s in self.program.symbols}, given)
-        call = build(self.program, self.weights)
-        with torch.no_grad():
-            found = call(*(to_torch(arrays[v.name], "cpu") for v in entry.inputs))
-        results = found if isinstance(found, tuple) else (found,)
-        outputs = zip(entry.outputs, results, self.program.outputs, strict=True)
-        return {value.name: to_numpy(tensor, node.dtype) for value, tensor, node in outputs}
+        code = code_of(made.lowered, made.module, made.weights)
+        parts = Parts(code, made.report, made.captured.digest, files, made.module, made.generation)
+        return make_package(parts)
 
 
 def write_package(package: Package, path: Path, *, overwrite: bool = False) -> Path:
@@ -250,23 +295,3 @@ def write_package(package: Package, path: Path, *, overwrite: bool = False) -> P
     from planish.runtime.artifact import write_artifact
 
     return write_artifact(path, manifest_fields=package.fields, members=package.members, overwrite=overwrite)
-
-
-def _default(entries: Mapping[str, EntryPoint]) -> EntryPoint:
-    if "main" in entries or len(entries) == 1:
-        return entries.get("main") or next(iter(entries.values()))
-    raise UsageError("PL861", "the model has several entry points and none is called main")
-
-
-def _entry(program: Program) -> EntryPoint:
-    """The entry point of a program that has not been lowered or is not loaded yet."""
-    if program.states:
-        raise UsageError(
-            "PL823",
-            "programs with states are not supported by the target eager",
-            hint="use target='onnxruntime'",
-        )
-    names = program.output_names or tuple(f"output{i}" for i in range(len(program.outputs)))
-    inputs = tuple(Value(leaf.name, parse_type(str(leaf.tensor))) for leaf in program.inputs)
-    outputs = tuple(Value(n, parse_type(str(o.tensor))) for n, o in zip(names, program.outputs, strict=True))
-    return EntryPoint(program.name, inputs, outputs)

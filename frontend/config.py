@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tomllib
@@ -23,11 +24,51 @@ Rule: TypeAlias = Mapping[str, Any]
 """One rule for weights, such as ``{"match": "*.down_proj", "bits": 8}`` or ``{"match": "lm_head", "freeze": True}``."""
 
 Progress: TypeAlias = Callable[[str, float], None]
-"""Called when a phase ends: its name and its seconds."""
+"""Called when a phase ends, or the tuning of a kernel, of which the name begins with ``tune: ``: name and seconds."""
 
 CachePolicy: TypeAlias = Literal["on", "off", "readonly", "redo"]
 _ARCHITECTURES = re.compile(r"sm_[0-9]{2,3}a?(\+sm_[0-9]{2,3}a?)*")
 _AUTO = re.compile(r"(?:^|(?<=,))\s*auto\s*(?=,|$)")
+
+
+CONTEXT = 2048
+"""The tokens of a sequence that fit into caches, unless the model takes fewer or something else is asked for."""
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How a language model continues texts: entry points over new tokens that share caches of keys and values.
+
+    ``context`` is the largest number of tokens of a sequence (None: 2048, or as many as the model takes if these are
+    fewer), ``batch`` the number of sequences (None: any), ``chunk`` the most tokens that one call takes (None: what
+    suits the model), ``extend`` whether there is an entry point that gives logits for all rows, which checks drafts.
+    """
+
+    context: int | None = None
+    batch: int | None = 1
+    chunk: int | None = None
+    extend: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("context", "batch", "chunk"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise UsageError("PL824", f"{name}={_short(value)} is not a whole number from 1")
+        if not isinstance(self.extend, bool):
+            raise UsageError("PL824", f"extend={_short(self.extend)} is neither True nor False")
+
+
+def read_generate(given: Any) -> GenerateOptions | None:
+    """What ``generate`` asks for: options, True for those that suit most models, or nothing."""
+    if given is None or given is False:
+        return None
+    if given is True:
+        return GenerateOptions()
+    if isinstance(given, GenerateOptions):
+        return given
+    raise UsageError(
+        "PL824", f"generate={_short(given)}", hint="say True, or give GenerateOptions(context=...)"
+    )
 
 
 @dataclass(frozen=True)
@@ -44,6 +85,8 @@ class CompileOptions:
     cache: Path | None = None
     policy: CachePolicy = "off"
     progress: Progress | None = field(default=None, compare=False)
+    tune: float | None = None
+    generate: GenerateOptions | None = None
 
     @property
     def pipeline(self) -> str:
@@ -82,6 +125,30 @@ def check_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UsageError("PL824", f"seed={seed!r} is not a whole number from 0")
     return seed
+
+
+TUNE_SECONDS = 60.0
+"""How long ``tune=True`` measures at most."""
+
+
+def read_tune(tune: Any, target: Target, backend: Any) -> float | None:
+    """The seconds that kernels may be measured for; None if they are not tuned.
+
+    Raises ``UsageError`` PL824 for what is neither a bool nor a number from 0, PL843 if the code for the target has no
+    kernels that are tuned.
+    """
+    if tune is None or tune is False:
+        return None
+    seconds = TUNE_SECONDS if tune is True else tune
+    if not isinstance(seconds, (int, float)) or not math.isfinite(seconds) or seconds < 0:
+        raise UsageError("PL824", f"tune={_short(tune)}", hint="say True, or a number of seconds from 0")
+    if target.kind != "cpu" or not hasattr(backend, "isa"):
+        missing = target.kind == "cpu" and not has_compiler()
+        raise UsageError(
+            "PL843", f"tune={_short(tune)}: only kernels for processors, made through TVM, are tuned",
+            hint="pip install 'planish[tvm]'" if missing else "leave tune out, or say target='cpu'",
+        )  # fmt: skip
+    return float(seconds)
 
 
 def read_passes(passes: Any) -> tuple[Pass, ...]:

@@ -59,27 +59,28 @@ def export(compiled: Compiled, path: str | os.PathLike[str], *, format: str, ove
 
 
 def _onnx(compiled: Compiled, target: Path, overwrite: bool) -> Path:
-    from planish.backends.ort.lower import lower
+    from planish.backends.ort.module import lower_module
     from planish.backends.ort.options import OrtOptions
     from planish.backends.ort.write import save_onnx
 
-    program, weights = compiled.program, compiled.weights
-    missing = [leaf.name for leaf in program.constants() if leaf.name not in weights]
+    module, weights = compiled.module, compiled.weights
+    missing = [leaf.name for leaf in module.constants() if leaf.name not in weights]
     if missing:
         raise BackendError(
             "PL722", f"the artifact holds {len(missing)} weights only in the layout of its code, first {missing[0]}",
             hint="compile the model again and export that",
         )  # fmt: skip
-    if any(n.op.startswith("kernel.") for n in program.nodes):
+    if any(n.op.startswith("kernel.") for program in module.programs for n in program.nodes):
         from planish.frontend.compilation import forked
+        from planish.passes.joint import join, split
         from planish.passes.unselect import unselect
 
         weights = forked(weights)
-        program = unselect(program, weights)
+        module = split(unselect(join(module), weights), module)
     made = compiled._made
     chosen = made.lowered.options if made is not None and made.lowered is not None else None
     options = chosen if isinstance(chosen, OrtOptions) else OrtOptions()
-    return save_onnx(lower(program, weights, options=options), target, overwrite=overwrite)
+    return save_onnx(lower_module(module, weights, options=options), target, overwrite=overwrite)
 
 
 def _library(compiled: Compiled, target: Path, overwrite: bool) -> Path:
@@ -111,10 +112,6 @@ def _tested(compiled: Compiled, package: Package, target: Path, overwrite: bool)
     from planish.frontend.compiled import write_package
     from planish.runtime.artifact import open_artifact
 
-    made = compiled._made
-    assert made is not None
-    if made.program.states:
-        return write_package(package, target, overwrite=overwrite)
     with tempfile.TemporaryDirectory(prefix="planish-") as folder:
         scratch = write_package(package, Path(folder) / "model.planish")
         more = _selftest(compiled, scratch)
@@ -130,7 +127,10 @@ def _pieces(view: memoryview) -> Iterator[bytes]:
 
 
 def _selftest(compiled: Compiled, scratch: Path) -> dict[str, Any]:
-    """One small input and what the model makes of it, computed by one thread from the code that is written."""
+    """A small input of each entry point and what it makes of it, computed by one thread from the code that is written.
+
+    States begin as zeros, and are not stored.
+    """
     from planish.frontend.code import code_of
     from planish.frontend.compilation import example_feeds
     from planish.frontend.compiled import SELFTEST_THREADS
@@ -139,22 +139,28 @@ def _selftest(compiled: Compiled, scratch: Path) -> dict[str, Any]:
 
     made = compiled._made
     assert made is not None and made.lowered is not None
-    code = code_of(made.lowered, made.program, made.weights)
+    code = code_of(made.lowered, made.module, made.weights)
     device = code.targets[0]["device"]
-    program = made.program
-    feeds = {n: to_array(v, n, program.name) for n, v in example_feeds(program, made.seed).items()}
+    rtol, atol = (ROUNDED_RTOL, ROUNDED_ATOL) if code.rounded else (SELFTEST_RTOL, SELFTEST_ATOL)
+    members: dict[str, Any] = {}
     try:
         with load_session(
             scratch, device=device, verify="off", threads=SELFTEST_THREADS, allow_native_code=True
         ) as session:
-            outputs = session.run(feeds)
+            for program in made.module.programs:
+                if not program.outputs:
+                    continue
+                name = program.name
+                feeds = {n: to_array(v, n, name) for n, v in example_feeds(program, made.seed).items()}
+                session.reset()
+                outputs = session.run(feeds, name)
+                largest = max((_largest(a) for a in outputs.values()), default=0.0)
+                members |= selftest_members(name, feeds, outputs, rtol=rtol, atol=atol * largest)
     except (BackendError, UsageError) as error:
         if error.code not in ELSEWHERE:
             raise
         return {}
-    rtol, atol = (ROUNDED_RTOL, ROUNDED_ATOL) if code.rounded else (SELFTEST_RTOL, SELFTEST_ATOL)
-    largest = max((_largest(a) for a in outputs.values()), default=0.0)
-    return dict(selftest_members(program.name, feeds, outputs, rtol=rtol, atol=atol * largest))
+    return members
 
 
 def _trust(compiled: Compiled, written: Path) -> None:

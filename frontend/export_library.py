@@ -69,11 +69,10 @@ def model_of(compiled: Compiled) -> LibraryModel:
 
 
 def _of_product(product: Product) -> LibraryModel:
-    code = product.code()
-    name = product.main.name
-    entries = {name: typed(name, entry_point(Native(product)))}
+    code, native = product.code(), Native(product)
+    entries = {p.name: typed(p.name, entry_point(native, p)) for p in product.module.programs}
     variant = choose_library(code.libraries)
-    dims = {s.name: (s.low, s.high) for s in product.program.symbols}
+    dims = {s.name: (s.low, s.high) for s in product.module.symbols}
     return LibraryModel(code, variant, product.libraries[variant], entries, dims, product.tensors)
 
 

@@ -1,15 +1,15 @@
-"""The content of an artifact: program, weights, ONNX code, report, tokenizer and self-test, each byte stored once."""
+"""The content of an artifact: programs, weights, code, report, tokenizer and self-test, each byte stored once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from planish.errors import BackendError
 from planish.frontend.code import Code, as_json
 from planish.frontend.report import Report
-from planish.ir.node import Node, Program
+from planish.ir.node import Module, Node, Program
 from planish.ir.types import Symbol, TensorType
 
 if TYPE_CHECKING:
@@ -36,14 +36,15 @@ class Package:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a package is made of."""
+    """What a package is made of; ``generation`` is the table of that name in the manifest."""
 
     code: Code
     report: Report
     digest: str
     tokenizer: Mapping[str, bytes] = field(default_factory=dict)
-    source: Program | None = None
-    """The program before kernels were chosen."""
+    source: Module | None = None
+    """The programs before kernels were chosen."""
+    generation: Mapping[str, Any] | None = None
 
 
 def make_package(parts: Parts) -> Package:
@@ -51,12 +52,12 @@ def make_package(parts: Parts) -> Package:
     payload = make_payload(parts.code)
     layout = payload.layout()
     stored = max((info.offset + info.length for info in layout.values()), default=0)
-    program = parts.code.program
-    check_size(program, stored)
+    module = parts.code.module
+    check_size(module, stored)
     if parts.source is not None:
         check_layouts(parts.source, stored)
     members: dict[str, Content] = {
-        f"ir/{program.name}.ir.py": f"{program}",
+        **{f"ir/{program.name}.ir.py": f"{program}" for program in module.programs},
         WEIGHTS: payload,
         **parts.code.members(WEIGHTS, layout),
         "report.json": as_json(parts.report.as_json(times=False)),
@@ -66,12 +67,12 @@ def make_package(parts: Parts) -> Package:
 
 
 def make_payload(code: Code) -> SafetensorsPayload:
-    """The tensors that the code refers to, and the small constants that only the program names."""
+    """The tensors that the code refers to, and the small constants that only the programs name."""
     from planish.ir.arrays import to_numpy
     from planish.runtime.tensors import SafetensorsPayload, TensorSource
 
     tensors: dict[str, Any] = dict(code.tensors)
-    for leaf in code.program.constants():
+    for leaf in code.module.constants():
         if leaf.name not in tensors and int(leaf.tensor.nbytes) <= code.inline_bytes:
 
             def data(leaf: Node = leaf) -> Any:
@@ -82,14 +83,14 @@ def make_payload(code: Code) -> SafetensorsPayload:
     return SafetensorsPayload(tensors)
 
 
-def check_size(program: Program, stored: int) -> None:
-    """Raise ``BackendError`` PL720 if the weights take more bytes than the leaves of the program allow."""
-    leaves = sum(int(leaf.tensor.nbytes) for leaf in program.constants())
+def check_size(source: Program | Module, stored: int) -> None:
+    """Raise ``BackendError`` PL720 if the weights take more bytes than the leaves of the programs allow."""
+    leaves = sum(int(leaf.tensor.nbytes) for leaf in source.constants())
     _check_size(stored, leaves, leaves, "its program has")
 
 
-def check_layouts(source: Program, stored: int) -> None:
-    """Raise PL720 if kernels want more bytes than the program before them has, its tensors filled up to whole tiles."""
+def check_layouts(source: Program | Module, stored: int) -> None:
+    """Raise PL720 if kernels want more bytes than the programs before them have, tensors filled up to whole tiles."""
     from planish.passes.select import filled
 
     leaves = sum(int(leaf.tensor.nbytes) for leaf in source.constants())
@@ -106,38 +107,48 @@ def _check_size(stored: int, leaves: int, most: int, what: str) -> None:
 
 
 def _fields(parts: Parts, stored: set[str]) -> dict[str, Any]:
-    program, code = parts.code.program, parts.code
-    relaid = sorted(leaf.name for leaf in program.constants() if leaf.name not in stored)
-    return {
+    module, code = parts.code.module, parts.code
+    relaid = sorted(leaf.name for leaf in module.constants() if leaf.name not in stored)
+    fields = {
         "producer": versions(),
         "targets": code.targets,
-        "dims": {s.name: [s.low, s.high] for s in program.symbols if isinstance(s, Symbol)},
-        "entry_points": {program.name: entry_point(code)},
+        "dims": {s.name: [s.low, s.high] for s in module.symbols if isinstance(s, Symbol)},
+        "entry_points": {program.name: entry_point(code, program) for program in module.programs},
         "source": {"digest": parts.digest},
-        # Constants of the program that are stored only in the layout of the code.
+        # Constants of the programs that are stored only in the layout of the code.
         "relaid": relaid,
     }
+    if len(module.programs) > 1:
+        fields["default"] = module.default.name
+    if parts.generation is not None:
+        from planish.runtime.manifest import generation_table
+
+        fields["generation"] = generation_table(parts.generation)
+    return fields
 
 
-def entry_point(code: Code) -> dict[str, Any]:
-    """The typed inputs, outputs and states of a program, as the manifest has them."""
-    program = code.program
+def entry_point(code: Code, program: Program) -> dict[str, Any]:
+    """The typed inputs, outputs and states of a program of the code, as the manifest has them."""
+    return {**signature(program, code.results(program.name)), "code": dict(code.entry(program.name))}
+
+
+def signature(program: Program, results: Sequence[str]) -> dict[str, Any]:
+    """The typed inputs, outputs and states of a program; ``results`` names its outputs, then its next states."""
     count = len(program.outputs)
-    states: list[dict[str, Any]] = []
-    types = {n.name: str(n.tensor) for n in program.nodes if n.op == "state"}
-    for (name, _), output in zip(program.states, code.output_names[count:], strict=True):
-        states.append({"name": name, "type": types[name], "input": name, "output": output})
-    outputs = zip(code.output_names[:count], program.outputs, strict=True)
+    states = zip(program.states, program.state_leaves(), results[count:], strict=True)
+    outputs = zip(results[:count], program.outputs, strict=True)
     return {
         "inputs": [_value(leaf.name, leaf.tensor) for leaf in program.inputs],
         "outputs": [_value(name, node.tensor) for name, node in outputs],
-        "states": states,
-        "code": dict(code.entry),
+        "states": [
+            {"name": name, "type": str(leaf.tensor), "input": name, "output": output}
+            for (name, _), leaf, output in states
+        ],
     }
 
 
 def typed(name: str, table: Mapping[str, Any]) -> EntryPoint:
-    """An entry point from what :func:`entry_point` gives."""
+    """An entry point from what :func:`entry_point` or :func:`signature` gives."""
     from planish.runtime.manifest import EntryPoint, State, Value
     from planish.runtime.typetext import parse_type
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from planish.ir.node import Node, Program
+    from planish.ir.node import Module, Node, Program
     from planish.passes.pipeline import Result
 
 VERSION = 1
@@ -97,14 +97,14 @@ class Report:
         return "\n".join(lines)
 
 
-def make_report(before: Program, result: Result, **facts: Any) -> Report:
-    """The report of a pipeline that ran on ``before``."""
+def make_report(before: Program, result: Result, module: Module, **facts: Any) -> Report:
+    """The report of a pipeline that ran on ``before``, and of the programs that were made of what it left."""
     from planish.passes.base import leaf_bytes
 
-    after = result.program
+    after = module.default
     return Report(
         bytes_before=leaf_bytes(before),
-        bytes_after=leaf_bytes(after),
+        bytes_after=sum(int(leaf.tensor.nbytes) for leaf in module.constants()),
         operations_before=_operations(before),
         operations_after=_operations(after),
         layers=_layers(before, result),

@@ -49,7 +49,9 @@ def fold_batch_norm(
     if w.dtype is not mean.dtype or not all(isinstance(s, int) for s in w.shape):
         raise Decline("the weight has another type than the statistics, or no known size")
     if is_narrow(w):
-        raise Decline("a factor in the weight would be rounded with it, and the error is the same for a whole channel")
+        raise Decline(
+            "a factor in the weight would be rounded with it, and the error is the same for a whole channel"
+        )
     scale, shift = scale_and_shift(weight, bias, mean, var, eps)
     scaled = aten.mul(w, aten.view(scale, [w.shape[0]] + [1] * (w.rank - 1)))
     moved = shift if b is None else aten.add(aten.mul(b, scale), shift)

@@ -25,7 +25,7 @@ READER_VERSION = 1
 _KNOWN = frozenset(
     {
         "format", "format_version", "reader_version", "required", "producer", "targets", "dims", "entry_points",
-        "limits", "members", "source",
+        "limits", "members", "source", "default", "generation",
     }
 )  # fmt: skip
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -67,7 +67,11 @@ class EntryPoint:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The checked content of ``manifest.json``; ``raw`` is all of it, read-only at the top."""
+    """The checked content of ``manifest.json``; ``raw`` is all of it, read-only at the top.
+
+    ``default`` is the entry point that a call without a name means, where the file names one. ``generation`` is how
+    the entry points of a language model continue a text (see :func:`read_generation`), or None.
+    """
 
     format_version: int
     reader_version: int
@@ -78,6 +82,8 @@ class Manifest:
     limits: Mapping[str, Any]
     members: Mapping[str, tuple[int, str]]
     source: Mapping[str, Any]
+    default: str | None = None
+    generation: Mapping[str, Any] | None = None
     raw: Mapping[str, Any] = field(repr=False, compare=False, default_factory=dict)
 
 
@@ -122,6 +128,10 @@ def parse_manifest(data: bytes, *, where: str = NAME) -> Manifest:
     if not entries:
         raise _invalid("entry_points is empty", where)
     _check_symbols(entries, dims, where)
+    default = table.get("default")
+    if default is not None and (not isinstance(default, str) or default not in entries):
+        raise _invalid("default does not name an entry point", where)
+    generation = table.get("generation")
     return Manifest(
         format_version=version,
         reader_version=needed,
@@ -132,6 +142,8 @@ def parse_manifest(data: bytes, *, where: str = NAME) -> Manifest:
         limits=_table(table, "limits", where, lambda _, v: v),
         members=_table(table, "members", where, lambda name, v: _member(name, v, where)),
         source=_table(table, "source", where, lambda _, v: v),
+        default=default,
+        generation=None if generation is None else read_generation(generation, entries, where),
         raw=MappingProxyType(table),
     )
 
@@ -182,6 +194,45 @@ def _state(value: dict[str, Any], at: str) -> State:
     return State(
         base.name, base.type, source, _string(value.get("output", f"{base.name}.next"), "output", at)
     )
+
+
+def read_generation(value: Any, entries: Mapping[str, EntryPoint], where: str) -> Mapping[str, Any]:
+    """The table ``generation``, read-only: PL611 if it has not what it needs, or names what is not there.
+
+    ``context`` tokens fit into the caches of a sequence, ``chunk`` is the most that one call takes, ``batch`` the
+    number of sequences (None: any), ``token_input`` the input of tokens, ``vocabulary`` the number of logits.
+    ``rings`` says for each state that keeps only its last rows its ``capacity`` and the ``window`` that is seen.
+    """
+    at = f"{where}: generation"
+    if not isinstance(value, dict):
+        raise _invalid("it is not a table", at)
+    made = dict(value)
+    for key in ("context", "chunk", "vocabulary", *(["batch"] if value.get("batch") is not None else [])):
+        made[key] = _whole(value, key, at)
+    made["batch"] = value.get("batch")
+    tokens = made["token_input"] = _string(value.get("token_input"), "token_input", at)
+    for name in ("prefill", "decode"):
+        if name not in entries or tokens not in {v.name for v in entries[name].inputs}:
+            raise _invalid(f"there is no entry point {name} that takes {tokens[:40]!r}", at)
+    if made["chunk"] > made["context"]:
+        raise _invalid("chunk is larger than context", at)
+    states = {state.name for entry in entries.values() for state in entry.states}
+    made["rings"] = _table(value, "rings", at, lambda name, ring: _ring(name, ring, states, at))
+    return MappingProxyType(made)
+
+
+def generation_table(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The table ``generation`` as plain values, as it is written."""
+    return {**generation, "rings": {name: dict(ring) for name, ring in generation.get("rings", {}).items()}}
+
+
+def _ring(name: str, value: Any, states: set[str], at: str) -> Mapping[str, int]:
+    if name not in states or not isinstance(value, dict):
+        raise _invalid(f"rings.{name[:40]} is not a table with the name of a state", at)
+    ring = {key: _whole(value, key, f"{at}: rings.{name}") for key in ("capacity", "window")}
+    if ring["window"] > ring["capacity"]:
+        raise _invalid(f"rings.{name}: window is larger than capacity", at)
+    return MappingProxyType(ring)
 
 
 def _range(name: str, value: Any, where: str) -> tuple[int, int]:

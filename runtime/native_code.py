@@ -69,8 +69,9 @@ class EntryCode:
 class NativeCode:
     """The checked content of ``code.json``.
 
-    ``libraries`` are named by instruction set, or by architecture of a GPU. ``load`` names an entry without inputs
-    that is run once: its outputs are weights for the others, in place of stored tensors of the same names.
+    ``libraries`` are named by instruction set, or by the architectures of GPUs joined by ``+``. ``load`` names an
+    entry without inputs that is run once: its outputs are weights for the others, in place of stored tensors of the
+    same names.
     ``kernels`` tells people what each function of a GPU needs; nothing is decided by it.
     """
 

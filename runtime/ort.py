@@ -10,7 +10,6 @@ So references are rewritten to ranges of the artifact itself; ``mmap=False`` pay
 from __future__ import annotations
 
 import contextlib
-import ctypes
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,10 @@ import numpy as np
 from planish.errors import ArtifactError, BackendError, UsageError
 from planish.runtime.artifact import Artifact
 from planish.runtime.external import Reference, member_range, references, relocate
+from planish.runtime.ort_states import Kept, StateRunner, read_in_place, state_array
+from planish.runtime.ort_values import RAW, array_of, onnxruntime, ort_value
 from planish.runtime.settings import LEVELS, SessionSettings, thread_count
-from planish.runtime.tensors import Array, element_type
+from planish.runtime.tensors import Array
 
 LOADED = "load"
 """The location that an initializer names when it is an output of the load model."""
@@ -31,12 +32,6 @@ LOADED = "load"
 FOLDER = "code/onnxruntime/"
 WEIGHTS = "weights/"
 
-# ONNX Runtime's types without a numpy counterpart: ONNX element type and the safetensors format of the same bits.
-_RAW = {
-    "tensor(bfloat16)": (16, "BF16"),
-    "tensor(float8e4m3fn)": (17, "F8_E4M3"),
-    "tensor(float8e5m2)": (19, "F8_E5M2"),
-}
 _ELEMENTS = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -78,7 +73,7 @@ class OrtSession:
         threads: int | None = None,
         release: Callable[[], None] | None = None,
     ) -> None:
-        ort = _onnxruntime()
+        ort = onnxruntime()
         self._settings = settings or SessionSettings()
         self._settings.check()
         self._providers = _providers(ort, device)
@@ -98,7 +93,10 @@ class OrtSession:
         self._session._sess_options = None
         self.inputs: dict[str, str] = {v.name: v.type for v in self._session.get_inputs()}
         self.outputs: dict[str, str] = {v.name: v.type for v in self._session.get_outputs()}
-        self._raw = any(kind in _RAW for kind in (*self.inputs.values(), *self.outputs.values()))
+        self._states = StateRunner(
+            self._session, read_in_place(self._session, self.inputs, self.outputs), device
+        )
+        self._raw = any(kind in RAW for kind in (*self.inputs.values(), *self.outputs.values()))
 
     @classmethod
     def from_artifact(
@@ -131,27 +129,34 @@ class OrtSession:
         return made
 
     def run(
-        self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None, keep: Collection[str] = ()
-    ) -> dict[str, Array]:
-        """Run the model on arrays by input name; gives the named outputs, or all; ``keep`` changes nothing here."""
+        self, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None, keep: Collection[str] = ()
+    ) -> dict[str, Any]:
+        """Run the model on arrays by input name; gives the named outputs, or all.
+
+        Outputs named in ``keep`` stay where the model runs and can be given as inputs again; :meth:`array` turns one
+        into an array. A state that the model writes in place is gone as it was, also an array that can be written:
+        its next value has its memory.
+        """
         names = list(outputs) if outputs is not None else list(self.outputs)
         if self._session is None:
             raise BackendError("PL704", "the session is closed")
         with _ort_errors("PL704", "the model cannot be run on these inputs"):
+            if keep or any(isinstance(value, Kept) for value in feeds.values()):
+                return self._states.run(feeds, names, keep)
             if not self._raw:
                 return dict(zip(names, self._session.run(names, dict(feeds))))
-            ort = _onnxruntime()
-            values = {name: _value(ort, array, self.inputs.get(name, "")) for name, array in feeds.items()}
+            values = {name: ort_value(array, self.inputs.get(name, "")) for name, array in feeds.items()}
             found = self._session.run_with_ort_values(names, values)
-            return {name: _array(value) for name, value in zip(names, found)}
+            return {name: array_of(value) for name, value in zip(names, found)}
 
-    def array(self, value: Array) -> Array:
-        """An output that was kept, as an array: what it is already."""
-        return value
+    def array(self, value: Any) -> Array:
+        """An output that was kept, as an array of its own."""
+        return state_array(value)
 
     def close(self) -> None:
         """Release the model and its memory; a second call does nothing."""
         self._session = None
+        self._states.close()
 
     def _options(self, ort: ModuleType, settings: SessionSettings) -> Any:
         options = ort.SessionOptions()
@@ -183,11 +188,11 @@ class OrtSession:
                 raise ArtifactError(
                     "PL612", f"the load model needs the weight {value.name!r}, which is not there"
                 )
-            binding.bind_ortvalue_input(value.name, _value(ort, weights[value.name], value.type))
+            binding.bind_ortvalue_input(value.name, ort_value(weights[value.name], value.type))
         made = {}
         for value in session.get_outputs():
             # Initializers must lie in memory that is not ONNX Runtime's own.
-            made[value.name] = _value(ort, _blank(value), value.type)
+            made[value.name] = ort_value(_blank(value), value.type)
             binding.bind_ortvalue_output(value.name, made[value.name])
         with _ort_errors("PL702", "ONNX Runtime cannot run the load model"):
             session.run_with_iobinding(binding)
@@ -229,16 +234,6 @@ def _supply(model: bytes, stores: Mapping[str, Store], loaded: set[str], options
             list(buffers), list(buffers.values()), sizes_in_order
         )
     return model
-
-
-def _onnxruntime() -> ModuleType:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise BackendError(
-            "PL701", "onnxruntime is not installed", hint="pip install onnxruntime (or onnxruntime-gpu)"
-        ) from error
-    return onnxruntime
 
 
 def _providers(ort: ModuleType, device: str) -> list[Any]:
@@ -329,18 +324,3 @@ def _blank(value: Any) -> Array:
         raise ArtifactError(
             "PL610", f"the output {value.name!r} of the load model is too large: {error}"
         ) from None
-
-
-def _value(ort: ModuleType, array: Array, kind: str) -> Any:
-    if kind not in _RAW:
-        return ort.OrtValue.ortvalue_from_numpy(array)
-    bits = np.asarray(array).view(np.uint16 if array.dtype.itemsize == 2 else np.uint8)
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _RAW[kind][0])
-
-
-def _array(value: Any) -> Array:
-    kind = value.data_type()
-    if kind not in _RAW:
-        return np.asarray(value.numpy())
-    data = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
-    return np.frombuffer(bytearray(data), element_type(_RAW[kind][1])).reshape(value.shape())

@@ -9,8 +9,10 @@ import numpy as np
 
 from planish.errors import ArtifactError
 from planish.runtime.artifact import Artifact
+from planish.runtime.inputs import check_inputs
 from planish.runtime.manifest import EntryPoint
 from planish.runtime.runner import Runner
+from planish.runtime.states import zeros
 from planish.runtime.tensors import Array, SafetensorsPayload, parse_json
 
 FOLDER = "selftest/"
@@ -21,7 +23,8 @@ def selftest_members(
 ) -> dict[str, bytes | SafetensorsPayload]:
     """The members that hold a self-test of the entry point ``entry``, with the tolerance that it needs.
 
-    Names are those of the code, so the inputs and outputs of states may be among them.
+    Names are those of the code, so the inputs and outputs of states may be among them. States that are not begin as
+    zeros.
     """
     tensors = {f"input.{name}": array for name, array in inputs.items()}
     tensors |= {f"output.{name}": array for name, array in outputs.items()}
@@ -43,6 +46,7 @@ def run_selftest(artifact: Artifact, entry: EntryPoint, model: Callable[[EntryPo
     feeds = {name.removeprefix("input."): a for name, a in tensors.items() if name.startswith("input.")}
     expected = {name.removeprefix("output."): a for name, a in tensors.items() if name.startswith("output.")}
     session = model(entry)
+    feeds |= _states(artifact, entry, feeds)
     if set(feeds) != set(session.inputs) or not set(expected) <= set(session.outputs) or not expected:
         raise ArtifactError("PL615", "the self-test has other inputs or outputs than the model", where=where)
     found = session.run(feeds, list(expected))
@@ -54,6 +58,15 @@ def run_selftest(artifact: Artifact, entry: EntryPoint, model: Callable[[EntryPo
                 hint="this machine computes something else: compile the model afresh here",
             )  # fmt: skip
     return 1
+
+
+def _states(artifact: Artifact, entry: EntryPoint, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Zeros for the states that are not stored, whose sizes follow from the inputs."""
+    missing = [state for state in entry.states if state.input not in feeds]
+    if not missing or any(value.name not in feeds for value in entry.inputs):
+        return {}
+    _, sizes = check_inputs(entry, artifact.manifest.dims, feeds)
+    return {state.input: zeros(state.type.sizes(sizes), state.type.dtype) for state in missing}
 
 
 def _tolerance(artifact: Artifact, name: str) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ import numpy as np
 
 from planish.errors import ArtifactError, BackendError, UsageError
 from planish.runtime.artifact import Artifact, Verify, open_artifact
+from planish.runtime.generate.capacity import Capacity, read_capacity
+from planish.runtime.generate.model import Model
 from planish.runtime.inputs import bind_arguments, check_inputs, to_torch, torch_device
 from planish.runtime.limits import Limits
 from planish.runtime.manifest import EntryPoint, Manifest
@@ -22,9 +25,9 @@ from planish.runtime.native_code import NAME
 from planish.runtime.ort import FOLDER, OrtSession
 from planish.runtime.runner import Runner
 from planish.runtime.selftest import run_selftest
+from planish.runtime.states import States
 from planish.runtime.tensors import Array, parse_json
 
-_NUMPY = {"bool": "bool", "f16": "float16", "f32": "float32", "f64": "float64", "c64": "complex64"}
 _CHECKED = 256
 log = logging.getLogger("planish")
 _NATIVE = (".so", ".dll", ".dylib", ".cubin", ".ptx")
@@ -60,7 +63,7 @@ def load(
     return session
 
 
-class Session:
+class Session(Model):
     """A loaded model: call it with the inputs of its default entry point, by position or by name.
 
     Inputs are numpy arrays, torch tensors, or anything that exports DLPack. The result is one array, or a tuple
@@ -81,8 +84,8 @@ class Session:
         self._lock = threading.RLock()
         self._models: dict[tuple[str, str], Runner] = {}
         self._native: dict[str, Any] = {}
-        self._states: dict[str, Any] = {}
-        self._held: dict[str, Runner] = {}
+        self._states = States()
+        self._capacity: Capacity | None = None
         self._sizes: dict[tuple[Any, ...], Mapping[str, int]] = {}
         self._code = {
             name: _code_of(artifact, entry, device, allow_native_code)
@@ -106,6 +109,25 @@ class Session:
     def entry_points(self) -> Mapping[str, EntryPoint]:
         """The functions of the model by name, with typed inputs, outputs and states."""
         return self.artifact.manifest.entry_points
+
+    @property
+    def capacity(self) -> Capacity:
+        """How many tokens and sequences the model takes where it generates; PL870 if it was not made for that."""
+        if self._capacity is None:
+            facts = self.manifest
+            self._capacity = read_capacity(facts.generation, facts.entry_points, facts.dims, str(self.path))
+        return self._capacity
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names and digests of the programs and weights in the file."""
+        parts = [(n, d) for n, (_, d) in self.manifest.members.items() if n.startswith(("ir/", "weights/"))]
+        return hashlib.sha256(json.dumps(sorted(parts)).encode()).hexdigest()
+
+    def tokenizer_file(self, name: str) -> bytes | None:
+        """A file of the tokenizer, such as ``tokenizer.json``; None if there is none."""
+        member = f"tokenizer/{name}"
+        return self.artifact.read(member) if member in self.artifact else None
 
     @property
     def report(self) -> Mapping[str, Any] | None:
@@ -134,27 +156,28 @@ class Session:
             )  # fmt: skip
         return BoundEntry(self, self.entry_points[name])
 
-    def run(self, feeds: Mapping[str, Any], entry: str | None = None) -> dict[str, Array]:
-        """Run an entry point on inputs by name; gives its outputs by name, as numpy arrays."""
+    def run(
+        self, feeds: Mapping[str, Any], entry: str | None = None, *, states: States | None = None
+    ) -> dict[str, Array]:
+        """Run an entry point on inputs by name; gives its outputs by name, as numpy arrays.
+
+        ``states`` are used and replaced instead of the session's own, so that several runs can go on side by side.
+        """
         chosen = (
             self._default
             if entry is None and self._default is not None
             else self.entry(entry or "main").entry
         )
-        return self._run(chosen, bind_arguments(chosen, (), feeds))
+        return self._run(chosen, bind_arguments(chosen, (), feeds), states)
 
     @property
     def states(self) -> Mapping[str, Array]:
         """The states after the last call, by name; empty before the first."""
-        with self._lock:
-            found = {name: self._held[name].array(value) for name, value in self._states.items()}
-        return MappingProxyType(found)
+        return MappingProxyType(self._states.arrays())
 
     def reset(self) -> None:
         """Forget the states: the next call begins with zeros."""
-        with self._lock:
-            self._states.clear()
-            self._held.clear()
+        self._states.clear()
 
     def selftest(self) -> int:
         """Run the self-tests in the file and return their number; PL615 if a result is not as stored."""
@@ -192,27 +215,14 @@ class Session:
             return results[0] if len(results) == 1 else tuple(results)
         return found[0] if len(found) == 1 else tuple(found)
 
-    def _run(self, entry: EntryPoint, given: Mapping[str, Any]) -> dict[str, Array]:
+    def _run(
+        self, entry: EntryPoint, given: Mapping[str, Any], states: States | None = None
+    ) -> dict[str, Array]:
         feeds, sizes = self._check(entry, given)
-        names = [v.name for v in entry.outputs]
+        model = self._model(entry)
         if not entry.states:
-            return self._model(entry).run(feeds, names)
-        with self._lock:
-            model = self._model(entry)
-            for state in entry.states:
-                if state.name not in self._states:
-                    kind = _NUMPY.get(state.type.dtype) or _integer(state.type.dtype)
-                    self._states[state.name] = np.zeros(state.type.sizes(sizes), kind)
-                value, holder = self._states[state.name], self._held.get(state.name)
-                if holder is not None and type(holder) is not type(model):
-                    value = holder.array(value)
-                feeds[state.input] = value
-            following = [s.output for s in entry.states]
-            found = model.run(feeds, [*names, *following], keep=following)
-            for state in entry.states:
-                self._states[state.name] = found.pop(state.output)
-                self._held[state.name] = model
-            return found
+            return model.run(feeds, [v.name for v in entry.outputs])
+        return (self._states if states is None else states).run(model, entry, feeds, sizes)
 
     def _check(
         self, entry: EntryPoint, given: Mapping[str, Any]
@@ -282,6 +292,8 @@ class BoundEntry:
 
 def _default_entry(manifest: Manifest) -> EntryPoint | None:
     entries = manifest.entry_points
+    if manifest.default is not None:
+        return entries[manifest.default]
     return entries.get("main") or (next(iter(entries.values())) if len(entries) == 1 else None)
 
 
@@ -359,11 +371,3 @@ def _check_names(model: Runner, entry: EntryPoint, where: str) -> None:
         raise ArtifactError(
             "PL621", f"the model has other names than the entry point {entry.name}: {facts}", where=where
         )
-
-
-def _integer(dtype: str) -> np.dtype[Any]:
-    if dtype in ("bf16", "f8e4m3", "f8e5m2"):
-        from planish.runtime.tensors import element_type
-
-        return element_type({"bf16": "BF16", "f8e4m3": "F8_E4M3", "f8e5m2": "F8_E5M2"}[dtype])
-    return np.dtype(dtype.replace("u", "uint") if dtype.startswith("u") else dtype.replace("i", "int"))

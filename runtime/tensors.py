@@ -195,6 +195,15 @@ def read_table(
     return {name: info for name, info in infos.items() if not _PADDING.fullmatch(name)}
 
 
+def read_metadata(
+    read: Callable[[int, int], bytes], size: int, *, where: str | None = None, limits: Limits = DEFAULT
+) -> dict[str, str]:
+    """The texts in the header of a safetensors file of ``size`` bytes; PL613 if it is malformed."""
+    found = _read_header(read, size, where, limits).table.get("__metadata__", {})
+    _check_metadata(found, where)
+    return dict(found)
+
+
 @dataclass(frozen=True)
 class _Header:
     length: int

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from planish.errors import ArtifactError, BackendError, UsageError
+from planish.runtime.architecture import choose_architecture
 from planish.runtime.artifact import Artifact
 from planish.runtime.native_code import EntryCode, NativeCode, parse_code
 from planish.runtime.processor import choose_library
@@ -174,7 +175,8 @@ class TvmSession:
         """Run on arrays by input name; gives the named outputs, or all, as arrays that later calls leave alone.
 
         Outputs named in ``keep`` come back as they are on the device and can be given as inputs again, which costs
-        nothing; :meth:`array` turns one into an array. PL704: closed; PL776: the code fails.
+        nothing; :meth:`array` turns one into an array. What is given as a state may be written where it is: its values
+        are gone then, also those of an array that is writable and aligned. PL704: closed; PL776: the code fails.
         """
         shared, tensor = self._shared, self._shared.tensors.tensor
         use_threads(shared.ffi, shared.threads)
@@ -197,6 +199,7 @@ class TvmSession:
         if keep:
             moving = [*addresses, *(v.data_ptr() for n, v in zip(self.outputs, found) if n in keep)]
         results: dict[str, Any] = {}
+        kept: set[int] = set()
         for name, value in zip(self.outputs, found, strict=True):
             if outputs is not None and name not in outputs:
                 continue
@@ -204,10 +207,11 @@ class TvmSession:
             if name not in keep:
                 same = address in moving or address in shared.addresses
                 results[name] = shared.tensors.array(value, copy=same)
-            elif address in fixed or address in shared.addresses:
+            elif address in fixed or address in shared.addresses or address in kept:
                 results[name] = tensor(shared.tensors.array(value, copy=True))
             else:
                 results[name] = value
+                kept.add(address)
         return results
 
     def array(self, value: Any) -> Array:
@@ -273,7 +277,12 @@ def library_member(artifact: Artifact, member: str, code: NativeCode, device: st
 
 
 def _for_gpu(code: NativeCode, index: int, where: str) -> str:
-    """The library for the architecture of a CUDA device: its own, or one for all (``fat``), or a lower one's."""
+    """The library for the architecture of a CUDA device; PL773, PL775: there is none."""
+    return choose_architecture(code.libraries, _architecture(index, where), where=where)
+
+
+def _architecture(index: int, where: str) -> str:
+    """The architecture of a CUDA device, such as ``sm_90``; PL775: there is no such device."""
     load_cuda()
     attribute = load_runtime().get_global_func("runtime.GetDeviceAttr")
     with _tvm_errors("PL775", "CUDA cannot be used", where):
@@ -282,17 +291,7 @@ def _for_gpu(code: NativeCode, index: int, where: str) -> str:
                 "PL775", f"there is no CUDA device {index}", where=where, hint="load with device='cpu'"
             )
         major, _, minor = str(attribute(CUDA, index, _COMPUTE_VERSION)).partition(".")
-    architecture = f"sm_{major}{minor}"
-    for name in (f"{architecture}a", architecture, "fat"):
-        if name in code.libraries:
-            return name
-    lower = [n for n in code.libraries if n[3:].isdigit() and n[:-1] == f"sm_{major}" and n < architecture]
-    if lower:
-        return max(lower)
-    raise BackendError(
-        "PL773", f"the device is {architecture}; code is there for {', '.join(sorted(code.libraries))}", where=where,
-        hint="compile the program afresh for this device",
-    )  # fmt: skip
+    return f"sm_{major}{minor}"
 
 
 def _stored(artifact: Artifact, code: NativeCode) -> dict[str, Stored]:

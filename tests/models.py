@@ -38,6 +38,11 @@ class ModelCase:
     check_sizes: tuple[Sizes, Sizes]
     kind: str = field(default="language")
 
+    @property
+    def chooses(self) -> bool:
+        """True if the model sends each token to the experts that score best."""
+        return self.name.startswith(("mixtral", "qwen3_moe"))
+
 
 CASES: dict[str, ModelCase] = {}
 

@@ -23,6 +23,11 @@ FAST = (
     "llama_padded", "gemma2", "mixtral", "modernbert", "bart", "vit", "wav2vec2", "hash_grid", "decomposed_linear",
     "frame_decoder", "lstm_tagger",
 )  # fmt: skip
+HALF = (
+    "llama", "llama_padded", "gemma2", "gpt2", "bert", "mixtral", "qwen3_moe", "t5", "vit", "resnet", "mobilenet_v2",
+    "convnext", "unet", "whisper_encoder", "lstm_tagger",
+)  # fmt: skip
+"""Architectures that are also compiled with weights and activations of f16 and of bf16."""
 ALIGNMENT = 64
 TABLES = 64  # bytes of constants that a model's Python makes while it runs
 cases = pytest.mark.parametrize(
@@ -72,6 +77,15 @@ def test_onnx_runtime(case: ModelCase, passes: str) -> None:
 @cases
 def test_machine_code(case: ModelCase) -> None:
     assert parity.native_excess(case, "cpu") <= 0
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in HALF]
+)  # fmt: skip
+def test_machine_code_of_half_precision(name: str, kind: torch.dtype) -> None:
+    """Models whose weights and activations are f16 or bf16 are no further off than twice PyTorch in that type."""
+    assert parity.native_excess(CASES[name], "cpu", kind) <= 0
 
 
 @cases

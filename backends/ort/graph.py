@@ -112,6 +112,16 @@ class Graph:
         """Give a value a second name, as a result of the graph."""
         self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
 
+    def rename(self, names: Mapping[str, str]) -> dict[str, str]:
+        """Give results of nodes other names, wherever they stand; gives those that are results, with their new names.
+
+        No node may be made of these values afterwards.
+        """
+        mine = {name: names[name] for node in self.nodes for name in node.output if name in names}
+        if mine:
+            _rename(self.nodes, mine)
+        return mine
+
     def constant(self, value: Any, kind: DType | str, shape: Sequence[int] | None = None) -> str:
         """A small constant held in the model itself."""
         element = DTYPES[kind] if isinstance(kind, str) else kind
@@ -245,6 +255,17 @@ class Graph:
 def sorted_args(e: Any) -> list[Any]:
     """The arguments of a sympy expression in a fixed order."""
     return sorted(e.args, key=sympy.default_sort_key)
+
+
+def _rename(nodes: Iterable[onnx.NodeProto], names: Mapping[str, str]) -> None:
+    pending = [nodes]
+    while pending:
+        for node in pending.pop():
+            for values in (node.input, node.output):
+                for i, name in enumerate(values):
+                    if name in names:
+                        values[i] = names[name]
+            pending.extend(a.g.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)
 
 
 def _key(value: Any) -> Any:

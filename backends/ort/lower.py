@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import helper
 
+from planish.backends.ort.caches import attention_over_caches, written_in_place
 from planish.backends.ort.contrib import Choice, Site, choose
 from planish.backends.ort.graph import IR_VERSION, MICROSOFT, ONNX_TYPES, Graph, value_info
 from planish.backends.ort.options import OrtOptions
@@ -17,6 +19,7 @@ from planish.backends.ort.table import Call, main_dtype, substitute, table
 from planish.ir.node import Node, Program, topological
 from planish.ir.types import DType, TensorType
 from planish.ir.unsupported import refuse_unsupported
+from planish.runtime.ort_states import IN_PLACE
 from planish.runtime.tensors import TensorSource
 
 if TYPE_CHECKING:
@@ -54,21 +57,27 @@ def lower(program: Program, weights: Weights, *, options: OrtOptions | None = No
     for leaf in program.inputs:
         graph.reserve(leaf.name)
     made = _Lowering(Storage(weights, graph, options.inline_bytes), options)
-    states = [n for n in program.nodes if n.op == "state"]
+    states = program.state_leaves()
     given = {leaf: leaf.name for leaf in program.inputs} | {n: graph.reserve(n.name) for n in states}
     for leaf, name in given.items():
         graph.bind(name, leaf.shape)
     names = tuple(graph.reserve(name) for name in _output_names(program))
     results = made.program(graph, program, given)
+    split = len(program.outputs)
+    direct = graph.rename(dict(zip(results[split:], names[split:])))
     outputs = []
     for name, value, node in zip(names, results, program.roots, strict=True):
-        graph.copy(value, name)
+        if direct.get(value) != name:
+            graph.copy(direct.get(value, value), name)
         outputs.append(value_info(name, node.dtype, node.shape))
     inputs = [value_info(name, leaf.dtype, leaf.shape) for leaf, name in given.items()]
     storage = made.storage
     initializers = [*graph.constants.values(), *storage.initializers]
     written = helper.make_graph(graph.nodes, program.name, inputs, outputs, initializers)
     model = make_model(written, graph.opset)
+    in_place = {name: f"{name}.next" for name in written_in_place(program)}
+    if in_place:
+        helper.set_model_props(model, {IN_PLACE: json.dumps(in_place)})
     lowered = Lowered(
         model=model,
         tensors=storage.tensors,
@@ -128,7 +137,7 @@ class _Lowering:
 
     def program(self, graph: Graph, program: Program, given: Mapping[Node, str]) -> list[str]:
         """Write a program; ``given`` are the values of its inputs and states."""
-        choices = choose(program)
+        choices = {**choose(program), **attention_over_caches(program)}
         values: dict[Node, Any] = dict(given)
         scopes = {node: origin.scope for node, origin in program.origins.items() if origin.scope}
         self.nodes(graph, program.roots, values, choices, scopes, self.storage.constant)

@@ -114,6 +114,7 @@ def table() -> Mapping[str, Row]:
     """The whole table."""
     from planish.backends.ort import (  # noqa: F401
         table_attention,
+        table_cache,
         table_control,
         table_index,
         table_layers,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -16,7 +16,10 @@ import onnx
 from planish.backends.ort.lower import Lowered
 from planish.backends.ort.storage import LOADED, external_location
 from planish.errors import BackendError
-from planish.runtime.tensors import SafetensorsPayload, TensorInfo
+from planish.runtime.tensors import SafetensorsPayload, TensorInfo, TensorSource
+
+if TYPE_CHECKING:
+    from planish.backends.ort.module import LoweredModule
 
 ALIGNMENT = 64
 SLACK_SHARE, SLACK_BYTES = 0.01, 64 * 1024
@@ -41,7 +44,7 @@ def place(lowered: Lowered, location: str, layout: Mapping[str, TensorInfo]) -> 
     return model
 
 
-def check_bytes(lowered: Lowered, written: int) -> None:
+def check_bytes(lowered: Lowered | LoweredModule, written: int) -> None:
     """Raise ``BackendError`` PL741 if more bytes of weights were written than the program has.
 
     Rounding up to whole blocks and aligning is allowed: 1 % and 64 KiB. A decoded copy of a weight is not.
@@ -55,34 +58,38 @@ def check_bytes(lowered: Lowered, written: int) -> None:
         )
 
 
-def save_onnx(lowered: Lowered, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def save_onnx(
+    lowered: Lowered | LoweredModule, path: str | os.PathLike[str], *, overwrite: bool = False
+) -> Path:
     """Write a folder with ``model.onnx`` and ``model.onnx.data``, which any ONNX Runtime loads; gives the model's path.
 
+    Of several programs each has a model of its own name, all over the same data, and the path is that of the first.
     What the load model computes becomes part of the graph. The folder appears whole or not at all; the same
     lowered model gives the same bytes.
     """
     folder = Path(path)
     if folder.exists() and not (overwrite and folder.is_dir()):
         raise BackendError("PL744", f"{folder} exists already", hint="pass overwrite=True to replace it")
-    joined = _joined(lowered)
+    given = {"model": lowered} if isinstance(lowered, Lowered) else lowered.by_program
+    names = list(given) if len(given) > 1 else ["model"]
+    joined = dict(zip(names, map(_joined, given.values()), strict=True))
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         with (scratch / "model.onnx.data").open("wb") as file:
-            layout = _write_tensors(file, joined)
+            layout = _write_tensors(file, tuple(joined.values()))
             _flush(file)
-        model = place(joined, "model.onnx.data", layout)
-        graph = model.SerializeToString(deterministic=True)
-        data = (scratch / "model.onnx.data").stat().st_size
-        check_bytes(joined, data)
-        with (scratch / "model.onnx").open("wb") as file:
-            file.write(graph)
-            _flush(file)
+        check_bytes(lowered, (scratch / "model.onnx.data").stat().st_size)
+        for name, each in joined.items():
+            graph = place(each, "model.onnx.data", layout).SerializeToString(deterministic=True)
+            with (scratch / f"{name}.onnx").open("wb") as file:
+                file.write(graph)
+                _flush(file)
         _replace(scratch, folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    return folder / "model.onnx"
+    return folder / f"{names[0]}.onnx"
 
 
 def _replace(scratch: Path, folder: Path) -> None:
@@ -101,10 +108,11 @@ def _flush(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
-def _write_tensors(file: IO[bytes], lowered: Lowered) -> dict[str, TensorInfo]:
+def _write_tensors(file: IO[bytes], models: Sequence[Lowered]) -> dict[str, TensorInfo]:
     layout: dict[str, TensorInfo] = {}
-    for name in sorted(set(lowered.stored.values())):
-        source = lowered.tensors[name]
+    sources: dict[str, TensorSource] = {n: m.tensors[n] for m in models for n in m.stored.values()}
+    for name in sorted(sources):
+        source = sources[name]
         file.write(bytes(-file.tell() % ALIGNMENT))
         value = np.ascontiguousarray(np.asarray(source.data()))
         start = file.tell()

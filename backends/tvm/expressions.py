@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import sympy
-from tvm import te, tirx
+from tvm import ir, te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.dims import Dims
@@ -51,14 +51,30 @@ def _cast_bf16(value: Any, have: str, kind: str) -> Any:
     """By its bits: TVM's own casts of this type are lost in statements that bind names. Rounds half to even."""
     wide = "uint32"
     if have == "bfloat16":
-        bits = tirx.Cast(wide, tirx.reinterpret("uint16", value))
-        return cast(tirx.reinterpret("float32", tirx.shift_left(bits, literal(16, wide))), kind)
+        return cast(_widened(value), kind)
     value = cast(value, "float32")
     bits = tirx.reinterpret(wide, value)
     odd = tirx.bitwise_and(tirx.shift_right(bits, literal(16, wide)), literal(1, wide))
     rounded = tirx.shift_right(bits + (odd + literal(0x7FFF, wide)), literal(16, wide))
     rounded = tirx.Select(tirx.isnan(value), literal(0x7FC0, wide), rounded)
     return tirx.reinterpret("bfloat16", tirx.Cast("uint16", rounded))
+
+
+def _widened(value: Any) -> Any:
+    """A value of bf16 as f32. Bits are taken of what is read or rounded: TVM makes f32 of a choice between values."""
+    if isinstance(value, tirx.FloatImm):
+        return literal(value.value, "float32")
+    if isinstance(value, tirx.Let):
+        return tirx.Let(value.var, value.value, _widened(value.body))
+    if isinstance(value, tirx.Select):
+        return tirx.Select(value.condition, _widened(value.true_value), _widened(value.false_value))
+    name = value.op.name if isinstance(value, ir.Call) else ""
+    if name == "prim.if_then_else":
+        condition, yes, no = value.args
+        return tirx.if_then_else(condition, _widened(yes), _widened(no))
+    bits = value.args[0] if name == "tirx.reinterpret" else tirx.reinterpret("uint16", value)
+    shifted = tirx.shift_left(tirx.Cast("uint32", bits), literal(16, "uint32"))
+    return tirx.reinterpret("float32", shifted)
 
 
 def as_expression(value: Any, kind: str = "int64") -> Any:

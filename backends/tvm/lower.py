@@ -11,11 +11,14 @@ from tvm import relax, tirx
 
 from planish.backends.tvm import primitive
 from planish.backends.tvm.cpu import registry
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant
 from planish.backends.tvm.dims import Dims
 from planish.backends.tvm.fuse import groups
 from planish.backends.tvm.gpu import registry as gpu_registry
 from planish.backends.tvm.gpu.device import Gpu
+from planish.backends.tvm.in_place import written_in_place
 from planish.backends.tvm.isa import Isa
+from planish.backends.tvm.kernel_cost import kernel_text
 from planish.backends.tvm.primitive import Primitive
 from planish.backends.tvm.stages import LOOPS
 from planish.backends.tvm.stand_in import stand_in
@@ -50,14 +53,17 @@ class Lowered:
     entries: Mapping[str, Entry]
 
 
-def lower(programs: Mapping[str, Program], device: Isa | Gpu) -> Lowered:
+def lower(
+    programs: Mapping[str, Program], device: Isa | Gpu, chosen: Mapping[str, Variant] | None = None
+) -> Lowered:
     """Lower programs into one module; kernels are those of the device.
 
-    Raises ``UnsupportedOpError`` PL251 with everything that cannot be lowered.
+    ``chosen`` are variants of kernels by their text. Raises ``UnsupportedOpError`` PL251 with everything that cannot be
+    lowered.
     """
     for program in programs.values():
         check(program)
-    module = _Module(device)
+    module = _Module(device, chosen or {})
     entries = {name: module.entry(name, program) for name, program in programs.items()}
     return Lowered(module.builder.get(), entries)
 
@@ -78,8 +84,9 @@ def _unsupported(node: Node) -> list[str]:
 class _Module:
     """The module in the making, with the functions that it has already."""
 
-    def __init__(self, device: Isa | Gpu) -> None:
+    def __init__(self, device: Isa | Gpu, chosen: Mapping[str, Variant]) -> None:
         self.device = device
+        self.chosen = chosen
         self.builder = relax.BlockBuilder()
         self.known: dict[Any, tuple[Any, Primitive]] = {}
         self.taken: set[str] = set()
@@ -93,11 +100,13 @@ class _Module:
         self.taken.add(name)
         return name
 
-    def primitive(self, group: frozenset[Node], root: Node) -> tuple[Any, Primitive]:
+    def primitive(
+        self, group: frozenset[Node], root: Node, *, in_place: bool = False
+    ) -> tuple[Any, Primitive]:
         """The function of a group: its name in the module, and what it is called with."""
-        key = primitive.key(group, root)
+        key = primitive.key(group, root), in_place
         if key not in self.known:
-            made = self._build(group, root)
+            made = self._build(group, root, in_place)
             name = self.name(
                 "_".join(["f", root.op.partition(".")[2]] + (["fused"] if len(group) > 1 else []))
             )
@@ -110,15 +119,17 @@ class _Module:
         """Add a function of TIR under a name."""
         return self.builder.add_func(function.without_attr("global_symbol"), name)
 
-    def _build(self, group: frozenset[Node], root: Node) -> Primitive:
+    def _build(self, group: frozenset[Node], root: Node, in_place: bool) -> Primitive:
         if not root.op.startswith("kernel."):
             return primitive.build(group, root, cpu=self.is_cpu)
         given = root.operands
-        function = self._kernel(root).with_attr("tirx.is_scheduled", 1)
+        function = (self._changing(root) if in_place else self._kernel(root)).with_attr(
+            "tirx.is_scheduled", 1
+        )
         if self.is_cpu:
             function = function.with_attr(LOOPS, 1)
         # A kernel that needs no more than shapes gives names of its own to sizes such as B*T.
-        extra = len(function.params) > len(given) + 1
+        extra = len(function.params) > len(given) + (0 if in_place else 1)
         return Primitive(function, given, primitive.free_symbols(group, given, root) if extra else ())
 
     @property
@@ -131,7 +142,15 @@ class _Module:
         return registry.builder(name) if isinstance(self.device, Isa) else gpu_registry.builder(name)
 
     def _kernel(self, node: Node) -> Any:
-        return self._builder(node)(stand_in(node), self.device)
+        if not isinstance(self.device, Isa):
+            return self._builder(node)(stand_in(node), self.device)
+        variant = self.chosen.get(kernel_text(node), DEFAULT) if self.chosen else DEFAULT
+        return registry.build(stand_in(node), self.device, variant)
+
+    def _changing(self, node: Node) -> Any:
+        build = registry.in_place_builder(node.op.removeprefix("kernel."))
+        assert build is not None and isinstance(self.device, Isa), node.op
+        return build(stand_in(node), self.device)
 
     def is_kernel(self, node: Node) -> bool:
         """True if a node is computed by a kernel of this backend."""
@@ -141,7 +160,7 @@ class _Module:
         """Add a program."""
         name = self.name(name)
         self.prepare(program)
-        states = tuple(n for n in program.nodes if n.op == "state")
+        states = program.state_leaves()
         constants = program.constants()
         leaves = (*program.inputs, *states, *constants)
         self.function(name, program, leaves, (), given=len(program.inputs) + len(states))
@@ -188,7 +207,7 @@ class _Module:
             attrs["num_input"] = given
         with self.builder.function(name, parameters, attrs=attrs or None):
             body = Body(self, dims, values)
-            outputs = body.lower(program.roots)
+            outputs = body.lower(program.roots, program.states)
             return self.builder.emit_func_output(self.builder.normalize(relax.Tuple(outputs)))
 
 
@@ -252,11 +271,14 @@ class Body:
     def __init__(self, module: _Module, dims: Dims, values: dict[Node, Any]) -> None:
         self.module, self.dims, self.values = module, dims, values
         self.builder = module.builder
+        self.in_place: frozenset[Node] = frozenset()
 
-    def lower(self, roots: Sequence[Node]) -> list[Any]:
-        """Bind everything that the roots need; gives their values."""
+    def lower(self, roots: Sequence[Node], states: Sequence[tuple[str, Node]] = ()) -> list[Any]:
+        """Bind everything that the roots need, among them the next ``states`` by name; gives their values."""
         simple = _Simpler(self.module)
         wanted = [simple(n) for n in roots]
+        if self.module.is_cpu:
+            self.in_place = written_in_place([(name, simple(n)) for name, n in states], wanted)
         nodes = [n for n in topological(wanted) if n not in self.values]
         kept = frozenset(wanted)
         for root, group in _ordered(nodes, groups(nodes, kept)):
@@ -271,11 +293,14 @@ class Body:
 
     def call(self, group: frozenset[Node], root: Node) -> Any:
         """Call the function of a group; several results come as a tuple."""
-        variable, made = self.module.primitive(group, root)
+        in_place = root in self.in_place
+        variable, made = self.module.primitive(group, root, in_place=in_place)
         out = [tensor_type(self.dims, kind) for kind in primitive.results(root)]
         given = [self.values[n] for n in made.operands]
         given += [self.dims.var(s) for s in made.symbols]
         arguments = relax.Tuple(given)
+        if in_place:
+            return self.builder.emit(relax.op.call_tir_inplace(variable, arguments, 0, out[0]))
         result = self.builder.emit(relax.call_tir(variable, arguments, out if len(out) > 1 else out[0]))
         if len(out) == 1 and isinstance(root.type, TensorType):
             return result

@@ -1,4 +1,4 @@
-"""Building the libraries of a program: one for each instruction set or architecture that is asked for."""
+"""Building the libraries of programs: one for each instruction set or architecture that is asked for."""
 
 from __future__ import annotations
 
@@ -8,36 +8,40 @@ from typing import Any
 from planish.backends.tvm.isa import ISAS, Isa, supported
 from planish.backends.tvm.options import CpuOptions, GpuOptions
 from planish.backends.tvm.product import Product
+from planish.backends.tvm.tune import Tuned
 from planish.errors import BackendError
-from planish.ir.node import Program
+from planish.ir.node import Module, Program
 from planish.ir.target import Target
 from planish.ir.weights import Weights
 
 
 def build_product(
-    program: Program, main: Program, load: Program | None, weights: Weights, target: Target, options: Any
-) -> Product:
-    """The program in machine code for a target.
+    module: Module, main: Module, load: Program | None, weights: Weights, target: Target, options: Any,
+    tuned: Tuned | None = None,
+) -> Product:  # fmt: skip
+    """Programs in machine code for a target.
 
-    ``program`` is the whole, ``main`` what runs in each call and ``load`` what runs once. Raises ``BackendError``
+    ``module`` is the whole, ``main`` what runs in each call and ``load`` what runs once; ``tuned`` are variants of
+    kernels for processors. Raises ``BackendError``
     PL752 without the compiler library, ``UnsupportedOpError`` PL251 for operations that have no form.
     """
     need_compiler()
-    programs = {main.name: main} | ({load.name: load} if load is not None else {})
+    programs = {program.name: program for program in (*main.programs, *([load] if load is not None else []))}
     if isinstance(options, CpuOptions):
-        libraries, entries = cpu_libraries(programs, options)
-        return Product(program, main, load, weights, libraries, entries, "cpu", options)
+        tuned = tuned or Tuned()
+        libraries, entries = cpu_libraries(programs, options, tuned)
+        return Product(
+            module, main, load, weights, libraries, entries, "cpu", options, tuned.notes, tuned.table
+        )
     from planish.backends.tvm.gpu.make import gpu_libraries
 
     assert isinstance(options, GpuOptions)
     libraries, entries, resources = gpu_libraries(programs, target, options)
-    return Product(
-        program, main, load, weights, libraries, entries, target.kind, options, resources=resources
-    )
+    return Product(module, main, load, weights, libraries, entries, target.kind, options, resources=resources)
 
 
 def cpu_libraries(
-    programs: Mapping[str, Program], options: CpuOptions
+    programs: Mapping[str, Program], options: CpuOptions, tuned: Tuned
 ) -> tuple[dict[str, bytes], Mapping[str, Any]]:
     """A library for each instruction set of the options, and the order of arguments of each function."""
     import tvm
@@ -48,7 +52,7 @@ def cpu_libraries(
     libraries: dict[str, bytes] = {}
     entries: Mapping[str, Any] = {}
     for isa in chosen(options.isa):
-        lowered = lower(programs, isa)
+        lowered = lower(programs, isa, tuned.chosen.get(isa.name))
         entries = lowered.entries
         libraries[isa.name] = compile_library(lowered, tvm.target.Target(isa.target))
     return libraries, entries

@@ -1,4 +1,4 @@
-"""What this backend makes of a program: libraries for one or several instruction sets, and the weights they read."""
+"""What this backend makes of programs: libraries for one or several instruction sets, and the weights they read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from planish.backends.tvm.options import CpuOptions, GpuOptions
-from planish.ir.node import Program
+from planish.ir.node import Module, Node, Program
 from planish.ir.types import TensorType
 from planish.ir.weights import Weights
 from planish.runtime.native_code import EntryCode, LibraryFile, NativeCode
@@ -16,15 +16,16 @@ from planish.runtime.tensors import TensorSource
 
 @dataclass(frozen=True)
 class Product:
-    """A program with kernels, in machine code.
+    """Programs with kernels, in machine code: one library holds all of them, and they share weights and states.
 
     ``libraries`` maps the name of an instruction set (or of a GPU architecture) to a shared library; ``entries`` says
-    in which order a function takes its arguments. ``program`` is what the code computes, with kernels, and
-    ``weights`` holds every constant in it. ``load`` runs once and gives the constants that ``program`` reads from it.
+    in which order a function takes its arguments. ``module`` is what the code computes, with kernels, and ``weights``
+    holds every constant in it. ``main`` is what runs in each call, and ``load``, which runs once, gives the constants
+    that ``main`` reads from it.
     """
 
-    program: Program
-    main: Program
+    module: Module
+    main: Module
     load: Program | None
     weights: Weights
     libraries: Mapping[str, bytes]
@@ -37,13 +38,10 @@ class Product:
     @property
     def tensors(self) -> dict[str, TensorSource]:
         """The constants that the code reads, by name."""
-        found: dict[str, TensorSource] = {}
-        for program in filter(None, (self.main, self.load)):
-            made = set() if program is self.load else self._loaded
-            for leaf in program.constants():
-                if leaf.name not in made:
-                    found[leaf.name] = _source(leaf.name, leaf.tensor, self.weights)
-        return found
+        made = set(self.load.output_names) if self.load is not None else set()
+        leaves: list[Node] = [leaf for leaf in self.main.constants() if leaf.name not in made]
+        leaves += self.load.constants() if self.load is not None else ()
+        return {leaf.name: _source(leaf.name, leaf.tensor, self.weights) for leaf in leaves}
 
     def code(self) -> NativeCode:
         """What the libraries hold and how they are called."""
@@ -62,11 +60,6 @@ class Product:
         }
         load = self.load.name if self.load is not None else None
         return NativeCode(self.device, current_abi(), libraries, entries, load, self.resources)
-
-    @property
-    def _loaded(self) -> set[str]:
-        return set(self.load.output_names) if self.load is not None else set()
-
 
 def _source(name: str, kind: TensorType, weights: Weights) -> TensorSource:
     def data() -> Any:

@@ -87,6 +87,7 @@ def table() -> Mapping[str, Row]:
     """The whole table."""
     from planish.backends.tvm import (  # noqa: F401
         table_attention,
+        table_cache,
         table_control,
         table_conv,
         table_index,

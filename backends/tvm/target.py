@@ -11,14 +11,18 @@ from planish.ir.node import Node
 from planish.ir.rule import RULES, Decline, Rule
 from planish.ir.target import KERNEL_SETS, Joiner, KernelSet, Machine
 
-FAMILIES = ("affine", "sparse", "dense", "attention", "rope", "embedding", "norm", "conv")
+FAMILIES = ("affine", "sparse", "dense", "attention", "cache", "rope", "embedding", "norm", "conv")
 """Modules of :mod:`planish.backends.tvm.kernels`."""
+
+CPU_ONLY = frozenset({"sparse", "conv", "cache"})
+"""Those whose kernels nothing builds for GPUs: what they would compute stays plain operations there."""
 
 SELECT = (
     "affine-linear-packed", "affine-linear", "affine-linear-bytes", "affine-rounded",
     "sparse-linear", "sparse-linear-narrow", "sparse-matmul", "sparse-matmul-narrow",
     "dense-linear-pairs", "dense-linear-narrow", "dense-linear", "dense-matmul-bias", "dense-matmul",
     "select-embedding-affine", "select-embedding-bytes", "select-rope", "select-attention-step", "select-attention",
+    "select-put", "select-attend-narrow", "select-attend",
     "select-depthwise", "select-conv-half", "select-conv", "select-max-pool", "select-mean-pool",
 )  # fmt: skip
 """Rules that put kernels in the place of operations; the first that fires wins."""
@@ -29,7 +33,7 @@ FUSE = (
     "sparse-bias", "sparse-relu", "sparse-silu", "sparse-gelu", "sparse-gelu-tanh", "sparse-tanh", "sparse-sigmoid",
     "sparse-residual",
     "dense-relu", "dense-silu", "dense-gelu", "dense-gelu-tanh", "dense-tanh", "dense-sigmoid", "dense-residual",
-    "attention-writes-permuted", "attention-step-writes-permuted", "layer-norm-of-sum",
+    "attention-writes-permuted", "attention-step-writes-permuted", "attend-writes-permuted", "layer-norm-of-sum",
 )  # fmt: skip
 """Rules by which kernels take in their neighbours; they may not repeat work that others need."""
 
@@ -44,15 +48,28 @@ def load_kernels() -> None:
 
 
 def kernels() -> KernelSet:
-    """The kernels of CPUs and GPUs; both are declared once."""
+    """The kernels of CPUs."""
+    return _kernels(frozenset())
+
+
+def gpu_kernels() -> KernelSet:
+    """The kernels of GPUs: those of CPUs without the families that only these have."""
+    return _kernels(CPU_ONLY)
+
+
+def _kernels(without: frozenset[str]) -> KernelSet:
     load_kernels()
-    return KernelSet(
-        _rules(SELECT), (Joiner("join-affine", _affine_key, _join_affine),), _rules(FUSE), _rules(LATE)
-    )
+
+    def rules(names: Sequence[str]) -> tuple[Rule, ...]:
+        return tuple(RULES[name] for name in names if _family(RULES[name]) not in without)
+
+    joiners = (Joiner("join-affine", _affine_key, _join_affine),)
+    return KernelSet(rules(SELECT), joiners, rules(FUSE), rules(LATE))
 
 
-def _rules(names: Sequence[str]) -> tuple[Rule, ...]:
-    return tuple(RULES[name] for name in names)
+def _family(rule: Rule) -> str:
+    """The module of :mod:`planish.backends.tvm.kernels` that declares a rule."""
+    return rule.right.__module__.rpartition(".")[2]
 
 
 def _affine_key(node: Node) -> Any:
@@ -80,8 +97,8 @@ def _join_affine(nodes: Sequence[Node]) -> Sequence[Node] | None:
 
 def register() -> None:
     """Make the kernels known to the pass ``select`` (idempotent)."""
-    for kind in ("cpu", "cuda", "opencl"):
-        KERNEL_SETS.setdefault(kind, kernels)
+    for kind, made in (("cpu", kernels), ("cuda", gpu_kernels), ("opencl", gpu_kernels)):
+        KERNEL_SETS.setdefault(kind, made)
 
 
 def machine() -> Machine:

@@ -23,6 +23,7 @@ PICKLES = (".pt", ".pth", ".bin", ".pt2", ".pkl", ".pickle", ".ckpt")
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+    "generation_config.json",
 )  # fmt: skip
 
 

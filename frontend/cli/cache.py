@@ -1,13 +1,16 @@
-"""``planish cache``: what the cache of finished artifacts holds, and how to empty it."""
+"""``planish cache``: what the cache of finished artifacts and tuned kernels holds, and how to empty it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planish.frontend.cli import common
+
+if TYPE_CHECKING:
+    from planish.frontend.cache import Usage
 
 cache_app = typer.Typer(no_args_is_help=True, help="See or empty the cache of finished artifacts.")
 CacheDir = Annotated[Path | None, typer.Option(help="The folder of the cache.")]
@@ -30,8 +33,8 @@ def info(
     found = usage(cache_directory(cache_dir))
     policy = cache_policy(cache_dir)
     out.result(
-        f"{found.folder}: {found.files:,} artifacts, {found.bytes:,} bytes; policy {policy}",
-        {"folder": str(found.folder), "artifacts": found.files, "bytes": found.bytes, "policy": policy},
+        f"{found.folder}: {_counts(found)}; policy {policy}",
+        {"folder": str(found.folder), **_table(found), "policy": policy},
     )
 
 
@@ -45,7 +48,7 @@ def clear_cache(
     no_progress: common.NoProgress = False,
     dry_run: common.DryRun = False,
 ) -> None:
-    """Remove all artifacts from the cache."""
+    """Remove all artifacts and records of tuning from the cache."""
     from planish.frontend.cache import clear, usage
     from planish.frontend.config import cache_directory
 
@@ -53,7 +56,12 @@ def clear_cache(
     folder = cache_directory(cache_dir)
     found = usage(folder) if dry_run else clear(folder)
     verb = "would remove" if dry_run else "removed"
-    out.result(
-        f"{verb} {found.files:,} artifacts, {found.bytes:,} bytes",
-        {"folder": str(folder), "artifacts": found.files, "bytes": found.bytes, "removed": not dry_run},
-    )
+    out.result(f"{verb} {_counts(found)}", {"folder": str(folder), **_table(found), "removed": not dry_run})
+
+
+def _counts(found: Usage) -> str:
+    return f"{found.files:,} artifacts, {found.records:,} records of tuning, {found.bytes:,} bytes"
+
+
+def _table(found: Usage) -> dict[str, int]:
+    return {"artifacts": found.files, "records": found.records, "bytes": found.bytes}

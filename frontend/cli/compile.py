@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from planish.errors import UsageError
 from planish.frontend.cli import common
+
+if TYPE_CHECKING:
+    from planish.frontend.config import GenerateOptions
 
 _LAYER = re.compile(r"(?P<match>[^{}]+)\{(?P<rest>[^{}]*)\}")
 _DIM = re.compile(r"(?P<name>\w+)=(?P<low>\d+)(?::(?P<high>\d+))?")
@@ -36,7 +39,21 @@ def compile_model(
     allow_fixed: Annotated[
         bool, typer.Option("--allow-fixed", help="Accept dimensions that the model fixes.")
     ] = False,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Make entry points that continue texts, with caches.")
+    ] = False,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --generate: tokens of a sequence that fit into its caches."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=0, help="With --generate: sequences side by side; 0 for any number.")
+    ] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Keep finished artifacts in this folder.")] = None,
+    tune: Annotated[
+        str | None,
+        typer.Option(metavar="[=SECONDS]", help="Measure variants of kernels here, for 60 s or as many as said."),
+    ] = None,
     seed: common.Seed = 0,
     config: common.Config = None,
     json: common.Json = False,
@@ -48,11 +65,15 @@ def compile_model(
     """Capture a model, rewrite and compress it, and write an artifact with a report."""
     from planish.errors import ArtifactError, CaptureError
     from planish.frontend import api
+    from planish.frontend.cli.progress import Steps
 
     out = common.terminal(json, verbose, quiet, no_progress)
     destination = output or _default_output(model, format)
     rules = [read_rule(text) for text in layer or []]
-    options = api.make_options(target=target, passes=passes, layers=rules, seed=seed, cache_dir=cache_dir)
+    wanted, measured = read_generate(generate, context, batch), read_tune(tune)
+    options = api.make_options(
+        target=target, passes=passes, layers=rules, seed=seed, cache_dir=cache_dir, generate=wanted, tune=measured
+    )  # fmt: skip
     if format not in ("planish", "onnx", "so"):
         raise UsageError("PL827", f"unknown format {format!r}", hint="known: planish, onnx, so")
     if not model.exists():
@@ -70,10 +91,12 @@ def compile_model(
     if dry_run:
         out.result("\n".join(f"{key}: {value}" for key, value in facts.items()), {**facts, "written": False})
         return
-    compiled = api.compile(
-        model, target=target, passes=passes, layers=rules or None, seed=seed, cache_dir=cache_dir, progress=out.phase,
-        allow_pickle=allow_pickle, allow_fixed=allow_fixed, dynamic_shapes=read_dims(dim or []) or None,
-    )  # fmt: skip
+    with Steps(out, options.tune) as steps:
+        compiled = api.compile(
+            model, target=target, passes=passes, layers=rules or None, seed=seed, cache_dir=cache_dir, progress=steps,
+            allow_pickle=allow_pickle, allow_fixed=allow_fixed, dynamic_shapes=read_dims(dim or []) or None,
+            generate=wanted, tune=measured,
+        )  # fmt: skip
     path = compiled.export(destination, format=format, overwrite=overwrite)
     folder = path.parent if format == "onnx" else path
     size = sum(p.stat().st_size for p in (folder.iterdir() if folder.is_dir() else [folder]))
@@ -88,6 +111,18 @@ def _default_output(model: Path, format: str) -> Path:
     stem = model.name.removesuffix(".ir.py")
     stem = stem if model.is_dir() or stem != model.name else model.stem
     return Path(f"{stem}.planish" if format == "planish" else f"{stem}-{format}")
+
+
+def read_generate(generate: bool, context: int | None, batch: int | None) -> GenerateOptions | None:
+    """The options that ``--generate`` asks for; PL824 if the others stand without it."""
+    from planish.frontend.config import GenerateOptions
+
+    if not generate:
+        if context is not None or batch is not None:
+            name = "--context" if context is not None else "--batch"
+            raise UsageError("PL824", f"{name} stands without --generate", hint="say --generate too")
+        return None
+    return GenerateOptions(context=context, batch=None if batch == 0 else batch or 1)
 
 
 def read_rule(text: str) -> dict[str, Any]:
@@ -108,6 +143,16 @@ def _value(text: str) -> Any:
     if re.fullmatch(r"-?\d+", text):
         return int(text)
     return {"true": True, "false": False}.get(text, text)
+
+
+def read_tune(text: str | None) -> bool | float:
+    """What ``--tune`` asks for: nothing, ``true`` (which is what it means alone), or seconds."""
+    if text is None or text.lower() in ("true", "false"):
+        return text is not None and text.lower() == "true"
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError("PL824", f"--tune={text}", hint="write --tune or --tune=SECONDS") from None
 
 
 def read_dims(texts: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from planish.errors import InternalError, PlanishError
 from planish.frontend.cli.cache import cache_app
 from planish.frontend.cli.compile import compile_model
 from planish.frontend.cli.demo import demo
+from planish.frontend.cli.generate import generate
 from planish.frontend.cli.opt import opt
 from planish.frontend.cli.show import show
 from planish.frontend.cli.trust import trust_app
@@ -29,6 +30,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.command("demo")(demo)
 app.command("compile")(compile_model)
+app.command("generate")(generate)
 app.command("opt")(opt)
 app.command("show")(show)
 app.command("why")(why)
@@ -56,7 +58,7 @@ def planish(version: Version = False) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; every error ends in a message, never in a traceback."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = ["--tune=true" if a == "--tune" else a for a in (sys.argv[1:] if arguments is None else arguments)]
     try:
         code = typer.main.get_command(app).main(given, prog_name="planish", standalone_mode=False)
         if code == INTERRUPTED:  # the option parser catches the interrupt itself

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,9 +11,14 @@ import typer
 
 from planish.errors import CaptureError
 from planish.frontend.cli import common
+from planish.runtime.manifest import generation_table
+from planish.runtime.states import number_type
+from planish.runtime.typetext import symbols
 
 if TYPE_CHECKING:
     from planish.ir.node import Program
+    from planish.runtime.manifest import Manifest
+    from planish.runtime.typetext import TensorType
 
 
 def show(
@@ -102,10 +108,11 @@ def _artifact(out: common.Terminal, file: Path, layers: bool, text: bool) -> Non
         data = artifact.read("report.json") if "report.json" in artifact else b"{}"
         report = Report.from_json(parse_json(data, code="PL611", where=f"{file}: report.json"))
         members = {n: artifact.member(n).size for n in artifact.names}
-        facts = {
+        facts: dict[str, Any] = {
             "file": str(file),
             "bytes": artifact.size,
             "entry points": [str(entry) for entry in manifest.entry_points.values()],
+            **_states(manifest),
             "dimensions": {n: f"{low}..{high}" for n, (low, high) in manifest.dims.items()},
             "targets": [" ".join(f"{k}={v}" for k, v in sorted(t.items())) for t in manifest.targets],
             "passes": report.pipeline or "none",
@@ -118,6 +125,33 @@ def _artifact(out: common.Terminal, file: Path, layers: bool, text: bool) -> Non
         programs = [n for n in artifact.names if n.startswith("ir/")]
         shown = "\n".join(artifact.read(n).decode() for n in programs) if text else None
     _print(out, facts, [vars(layer) for layer in report.layers], layers, shown, kernels)
+
+
+def _states(manifest: Manifest) -> dict[str, Any]:
+    """What calls keep, with its bytes, and how texts are continued; empty where there is nothing of the kind."""
+    kinds = {s.name: s.type for entry in manifest.entry_points.values() for s in entry.states}
+    facts: dict[str, Any] = {}
+    if kinds:
+        smallest = {name: low for name, (low, _) in manifest.dims.items()}
+        sizes = {name: _bytes(kind, smallest) for name, kind in kinds.items()}
+        open_sizes = sorted({n for kind in kinds.values() for dim in kind.dims for n in symbols(dim)})
+        given = f", where {', '.join(f'{n} is {smallest[n]}' for n in open_sizes)}" if open_sizes else ""
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name, kind in kinds.items():
+            groups.setdefault((name.rpartition(".")[0], str(kind)), []).append(name)
+        facts["state bytes"] = f"{sum(sizes.values()):,}{given}"
+        facts["states"] = [
+            f"{', '.join(names)}: {kind}, {sizes[names[0]]:,} bytes each"
+            for (_, kind), names in groups.items()
+        ]
+    if manifest.generation is not None:
+        table = generation_table(manifest.generation)
+        facts["generation"] = {name: value for name, value in table.items() if value != {}}
+    return facts
+
+
+def _bytes(kind: TensorType, sizes: Mapping[str, int]) -> int:
+    return math.prod(kind.sizes(sizes)) * number_type(kind.dtype).itemsize
 
 
 def _kernels(artifact: Any) -> list[dict[str, Any]]:
@@ -164,8 +198,6 @@ def _outputs(program: Program) -> list[tuple[str, Any]]:
 
 
 def _gguf(out: common.Terminal, file: Path, layers: bool) -> None:
-    import math
-
     from gguf import GGMLQuantizationType
 
     from planish.frontend.capture.gguf_file import read_header

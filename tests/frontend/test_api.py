@@ -105,7 +105,7 @@ def test_layer_rules() -> None:
 @pytest.mark.parametrize(
     "argument",
     [
-        {"generate": True}, {"budget": "60MB"}, {"plan": "plan.json"}, {"calibration": []}, {"evaluate": "kl"},
+        {"budget": "60MB"}, {"plan": "plan.json"}, {"calibration": []}, {"evaluate": "kl"},
         {"guard": "error"}, {"workers": 2}, {"resume": "x"},
     ],
 )  # fmt: skip

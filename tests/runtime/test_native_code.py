@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,9 @@ from tvm_build import (
 )
 
 from planish.errors import PlanishError
-from planish.runtime import load, trust
+from planish.runtime import load, trust, tvm
+from planish.runtime.architecture import choose_architecture
+from planish.runtime.artifact import open_artifact
 from planish.runtime.elf import check_library
 from planish.runtime.native_code import LibraryFile, parse_code
 from planish.runtime.processor import choose_library, features
@@ -140,6 +143,43 @@ def test_the_best_library_for_the_processor_is_chosen(tmp_path: Path) -> None:
         opened(tvm_artifact(tmp_path / "a.planish", described=described))
     assert caught.value.code == "PL773"
     assert features()
+
+
+@pytest.mark.parametrize(
+    ("libraries", "device", "wanted"),
+    [
+        ("sm_80+sm_90", "sm_80", "sm_80+sm_90"), ("sm_80+sm_90", "sm_90", "sm_80+sm_90"),
+        ("sm_80+sm_90", "sm_86", "sm_80+sm_90"), ("sm_80+sm_90", "sm_75", None), ("sm_80+sm_90", "sm_100", None),
+        ("sm_80 sm_86 sm_90", "sm_89", "sm_86"), ("sm_80 sm_89", "sm_86", "sm_80"), ("sm_80+sm_86 sm_86", "sm_86", "sm_86"),
+        ("sm_80 sm_75+sm_86", "sm_87", "sm_75+sm_86"), ("sm_90a sm_90", "sm_90", "sm_90a"), ("sm_90a", "sm_90", "sm_90a"),
+        ("sm_100a", "sm_103", None), ("sm_100", "sm_103", "sm_100"), ("sm_120+sm_90a", "sm_121", "sm_120+sm_90a"),
+        ("sm_10", "sm_100", None), ("generic", "sm_80", None), ("sm_80+", "sm_80", "sm_80+"), ("sm_80", "", None),
+    ],
+)  # fmt: skip
+def test_the_library_for_the_architecture_is_chosen(libraries: str, device: str, wanted: str | None) -> None:
+    names = libraries.split()
+    if wanted is None:
+        with pytest.raises(PlanishError, match=f"the device is {device};.*{re.escape(names[0])}") as caught:
+            choose_architecture(names, device)
+        assert caught.value.code == "PL773"
+    else:
+        assert choose_architecture(names, device) == choose_architecture(names[::-1], device) == wanted
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("sm_86", "code/cuda/two.so"), ("sm_70", "PL773")])
+def test_a_library_for_several_architectures_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, wanted: str
+) -> None:
+    files = {"sm_80+sm_90": LibraryFile("two.so"), "sm_75": LibraryFile("one.so")}
+    described = code({"main": main_entry()}, files, device="cuda")
+    more = {"code/cuda/code.json": described.dump(), "code/cuda/two.so": library(), "code/cuda/one.so": library()}
+    monkeypatch.setattr(tvm, "_architecture", lambda index, where: device)
+    with open_artifact(tvm_artifact(tmp_path / "a.planish", more=more)) as artifact:
+        made = tvm.read_code(artifact, "code/cuda/code.json")
+        if wanted == "PL773":
+            assert code_of(tvm.library_member, artifact, "code/cuda/code.json", made, "cuda:1") == wanted
+        else:
+            assert tvm.library_member(artifact, "code/cuda/code.json", made, "cuda:1") == wanted
 
 
 def test_code_and_entry_points_agree(tmp_path: Path) -> None:

@@ -378,7 +378,7 @@ del os.environ["PLANISH_TVM_RUNTIME"]
 
 
 def test_cuda_is_refused_where_there_is_none(tmp_path: Path) -> None:
-    described = code({"main": main_entry()}, {"fat": LibraryFile("generic.so")}, device="cuda")
+    described = code({"main": main_entry()}, {"sm_80+sm_90": LibraryFile("generic.so")}, device="cuda")
     path = tvm_artifact(
         tmp_path / "a.planish",
         more={"code/cuda/code.json": described.dump(), "code/cuda/generic.so": library()},

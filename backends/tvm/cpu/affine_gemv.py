@@ -23,6 +23,7 @@ from planish.backends.tvm.cpu.affine_stages import (
     registers,
 )
 from planish.backends.tvm.cpu.math import fma
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant
 from planish.backends.tvm.isa import Isa
 from planish.ir.ops.layout import TILE
 
@@ -79,8 +80,10 @@ def _whole_numbers(
     totals: Any,
     group: Any,
     length: int,
+    chosen: Variant,
 ) -> None:
     """Add one group of every tile for one row of x given as signed bytes."""
+    ahead = chosen.get("ahead", AHEAD)
     chains = 2 if rows.digits == 1 else 1
     width = rows.digits * chains
     acc = registers(len(tiles) * width, TILE, "int32")
@@ -91,7 +94,7 @@ def _whole_numbers(
     def block(index: Any) -> None:
         for t, tile in enumerate(tiles):
             if len(spec.planes) > 1:
-                _ask(operands, tile, index * (spec.bits * 64) + AHEAD, spec.bits)
+                _ask(operands, tile, index * (spec.bits * 64) + ahead, spec.bits)
             for quad, word in enumerate(decode_block(spec, operands.panels, tile, index)):
                 for digit in range(rows.digits):
                     place = (t * width + digit * chains + quad % chains, 0)
@@ -142,6 +145,7 @@ def _floating(
     totals: Any,
     group: Any,
     length: int,
+    _: Variant,
 ) -> None:
     """Add one group of every tile for one row of x in floating point."""
     for t, tile in enumerate(tiles):
@@ -164,36 +168,38 @@ def _floating(
         E.store(totals, (t, 0), y, TILE)
 
 
-def emit_gemv(isa: Isa, spec: AffineSpec, operands: Operands) -> None:
+def emit_gemv(isa: Isa, spec: AffineSpec, operands: Operands, chosen: Variant = DEFAULT) -> None:
     """Emit the layer one row of x at a time.
 
     If the weight is large every thread prepares the row for itself, which takes less time than to hand it over, and
     computes a part of the tiles.
     """
     if isinstance(operands.rows, int) and operands.rows == 1:
-        return _row(isa, spec, operands, 0)
+        return _row(isa, spec, operands, 0, chosen)
     with T.serial(0, operands.rows) as row:
-        _row(isa, spec, operands, row)
+        _row(isa, spec, operands, row, chosen)
     return None
 
 
-def _row(isa: Isa, spec: AffineSpec, operands: Operands, row: Any) -> None:
+def _row(isa: Isa, spec: AffineSpec, operands: Operands, row: Any, chosen: Variant) -> None:
     steps = spec.tiles // 2 if spec.gated else spec.tiles
 
     def part(loop: Any) -> None:
         rows = allocate(spec, 1, digits_of(isa, spec))
         prepare(isa, spec, operands, row, rows, 0)
         with loop(0, steps) as step:
-            _step(isa, spec, operands, rows, row, step)
+            _step(isa, spec, operands, rows, row, step, chosen)
 
-    if spec.weight_bytes < SERIAL_BYTES or steps < 2:
+    if spec.weight_bytes < chosen.least(SERIAL_BYTES) or steps < 2:
         part(T.serial)
         return
     with T.attr(0, "pragma_parallel_launch_point", 1):
         part(T.parallel)
 
 
-def _step(isa: Isa, spec: AffineSpec, operands: Operands, rows: Rows, row: Any, step: Any) -> None:
+def _step(
+    isa: Isa, spec: AffineSpec, operands: Operands, rows: Rows, row: Any, step: Any, chosen: Variant
+) -> None:
     """One tile of the result."""
     step = T.bind(step)
     tiles = [step, T.bind(step + spec.tiles // 2)] if spec.gated else [step]
@@ -203,7 +209,7 @@ def _step(isa: Isa, spec: AffineSpec, operands: Operands, rows: Rows, row: Any, 
     add = _whole_numbers if rows.digits else _floating
     if spec.groups > 1:
         with T.serial(0, spec.groups - 1) as group:
-            add(isa, spec, operands, rows, tiles, totals, group, spec.group)
-    add(isa, spec, operands, rows, tiles, totals, spec.groups - 1, spec.tail)
+            add(isa, spec, operands, rows, tiles, totals, group, spec.group, chosen)
+    add(isa, spec, operands, rows, tiles, totals, spec.groups - 1, spec.tail, chosen)
     values = [E.load(totals, (t, 0), TILE) for t in range(len(tiles))]
     finish(spec, operands, row, rows, 0, step, *values)

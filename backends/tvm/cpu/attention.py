@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.cpu import math as elementary
 from planish.backends.tvm.cpu.flat import Flat, product, real
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant
 from planish.backends.tvm.isa import Isa
 from planish.ir.node import Node
 
@@ -124,9 +125,17 @@ def counted(count: Any, body: Callable[[Any], None]) -> None:
         body(i)
 
 
-def build(node: Node, isa: Isa) -> Any:
+def variants(node: Node, isa: Isa) -> tuple[Variant, ...]:
+    """What the two kernels can be built as."""
+    from planish.backends.tvm.cpu import attention_decode, attention_prefill
+
+    module = attention_decode if node.op == "kernel.attention_step" else attention_prefill
+    return module.variants(node, isa)
+
+
+def build(node: Node, isa: Isa, chosen: Variant = DEFAULT) -> Any:
     """The PrimFunc of ``kernel.attention`` or ``kernel.attention_step``."""
     from planish.backends.tvm.cpu.attention_decode import decode
     from planish.backends.tvm.cpu.attention_prefill import prefill
 
-    return decode(node, isa) if node.op == "kernel.attention_step" else prefill(node, isa)
+    return (decode if node.op == "kernel.attention_step" else prefill)(node, isa, chosen)

@@ -7,6 +7,7 @@ is split between threads, and what the parts found is joined at the end.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,8 +44,10 @@ from planish.backends.tvm.cpu.flat import (
     vectors,
     whole,
 )  # fmt: skip
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant, thresholds, variant
 from planish.backends.tvm.isa import Isa
 from planish.ir.node import Node
+from planish.ir.types import product
 
 PARALLEL = 16_384
 """Numbers in the cached keys from which threads are worth their start."""
@@ -69,6 +72,17 @@ class Decode:
     mask: Mask | None
     scores: Scores
     isa: Isa
+    chosen: Variant = DEFAULT
+
+    @property
+    def splits(self) -> int:
+        """Parts of a long cache for each key head."""
+        return self.chosen.get("splits", SPLITS)
+
+    @property
+    def chunk(self) -> int:
+        """Cached keys whose scores are held at once."""
+        return self.chosen.get("chunk", CHUNK)
 
     @property
     def group(self) -> int:
@@ -76,9 +90,9 @@ class Decode:
         return int(self.q.sizes[1]) // int(self.k.sizes[1])
 
     @property
-    def rows(self) -> int:
+    def rows(self) -> Any:
         """Queries that share a key head: those of its group of heads, at every position."""
-        return self.group * int(self.q.sizes[2])
+        return self.group * self.q.sizes[2]
 
     @property
     def lanes(self) -> int:
@@ -98,14 +112,14 @@ class Decode:
             (r, c)
             for r in range(1, room + 1)
             for c in range(1, room // r + 1)
-            if self.rows % r == 0 and columns % c == 0
+            if (self.rows if isinstance(self.rows, int) else self.group) % r == 0 and columns % c == 0
         ]
         return max(shapes, key=lambda rc: (rc[0] * rc[1], -rc[0] - rc[1]))
 
     @property
     def pitch(self) -> int:
         """Scores of a row: a chunk, the new keys, and room for whole vectors."""
-        return CHUNK + 64
+        return self.chunk + 64
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,13 @@ class Part:
     index: Any
 
 
-def decode(node: Node, isa: Isa) -> Any:
+def variants(node: Node, isa: Isa) -> tuple[Variant, ...]:
+    """Parts of a long cache, keys whose scores are held at once, cached numbers from which threads take part."""
+    made = [variant(splits=2), variant(splits=8), variant(chunk=CHUNK // 2), variant(chunk=CHUNK * 2)]
+    return (*made, *thresholds(product(node.args[1].shape), PARALLEL))
+
+
+def decode(node: Node, isa: Isa, chosen: Variant = DEFAULT) -> Any:
     """The PrimFunc of ``kernel.attention_step``."""
     _, _, _, _, _, mask, scale, softcap, queries, keys, values, result = node.args
 
@@ -131,7 +151,7 @@ def decode(node: Node, isa: Isa) -> Any:
         kernel = Decode(
             Heads(q, queries), Heads(past_k, "bhtd"), Heads(past_v, "bhtd"), Heads(k, keys), Heads(v, values),
             Heads(out, result), None if mask is None else Mask(masks[0]),
-            scores_of(scale, softcap, node.operands[0].shape[3]), isa,
+            scores_of(scale, softcap, node.operands[0].shape[3]), isa, chosen,
         )  # fmt: skip
         _all_parts(kernel)
 
@@ -142,11 +162,12 @@ def _all_parts(kernel: Decode) -> None:
     batch, key_heads, past, width = kernel.past_k.sizes
     rows, value_width = kernel.rows, kernel.v.sizes[3]
     work = batch * key_heads * past * width
-    splits: Any = SPLITS if isinstance(work, int) and work >= PARALLEL else 1
+    least = kernel.chosen.least(PARALLEL)
+    splits: Any = kernel.splits if isinstance(work, int) and work >= least else 1
     if not isinstance(work, int):
-        splits = named(tirx.Select(work >= whole(PARALLEL), whole(SPLITS), whole(1)))
+        splits = named(tirx.Select(work >= whole(least), whole(kernel.splits), whole(1)))
     tasks = batch * key_heads * splits
-    room = larger_of(batch * key_heads * SPLITS, 1) * rows
+    room = larger_of(batch * key_heads * kernel.splits, 1) * rows
     largest, total, results = (T.alloc_buffer((room * n,), "float32") for n in (1, 1, value_width))
     lanes = kernel.lanes
     share = named(quotient(quotient(past + splits - 1, splits) + lanes - 1, lanes) * lanes)
@@ -161,11 +182,11 @@ def _all_parts(kernel: Decode) -> None:
         end = named(smaller_of(begin + share, past))
         _part(kernel, part, begin, end, split == splits - 1)
 
-    each(tasks, work, PARALLEL, task)
-    counted(batch * key_heads * rows, lambda i: _join(kernel, largest, total, results, i, splits))
+    each(tasks, work, least, task)
+    counted(batch * key_heads * rows, lambda i: join(kernel, largest, total, results, i, splits))
 
 
-def _place(kernel: Decode, part: Part, row: Any) -> tuple[Any, Any]:
+def place_of(kernel: Decode, part: Part, row: Any) -> tuple[Any, Any]:
     """Head and position of a row."""
     if isinstance(row, int):
         return part.head * kernel.group + row % kernel.group, row // kernel.group
@@ -175,10 +196,11 @@ def _place(kernel: Decode, part: Part, row: Any) -> tuple[Any, Any]:
     )
 
 
-def _part(kernel: Decode, part: Part, begin: Any, end: Any, is_last: Any) -> None:
+def clear(kernel: Decode, part: Part) -> None:
+    """Begin a part: no row has seen a key."""
     width, lanes = kernel.v.sizes[3], kernel.value_lanes
 
-    def clear(row: Any) -> None:
+    def row_of(row: Any) -> None:
         store(part.largest, (part.index + row,), real(-math.inf), 1)
         store(part.total, (part.index + row,), real(0.0), 1)
         counted(
@@ -188,22 +210,27 @@ def _part(kernel: Decode, part: Part, begin: Any, end: Any, is_last: Any) -> Non
             ),
         )
 
-    counted(kernel.rows, clear)
-    chunks = named(larger_of(quotient(end - begin + CHUNK - 1, CHUNK), 1))
+    counted(kernel.rows, row_of)
+
+
+def _part(kernel: Decode, part: Part, begin: Any, end: Any, is_last: Any) -> None:
+    clear(kernel, part)
+    held = kernel.chunk
+    chunks = named(larger_of(quotient(end - begin + held - 1, held), 1))
     new = kernel.k.sizes[2]
 
     def chunk(i: Any) -> None:
-        start = named(begin + i * CHUNK)
-        old = named(smaller_of(end - start, CHUNK))
+        start = named(begin + i * held)
+        old = named(smaller_of(end - start, held))
         fresh = named(tirx.Select(tirx.all(is_last, i == chunks - 1), whole(new), whole(0)))
-        _scores(kernel, part, start, old, fresh)
-        counted(kernel.rows, lambda row: _weights(kernel, part, row, start, named(old + fresh)))
-        _values(kernel, part, start, old, fresh)
+        score(kernel, part, start, old, fresh)
+        counted(kernel.rows, lambda row: weigh(kernel, part, row, start, named(old + fresh)))
+        add_values(kernel, part, start, old, fresh)
 
     counted(chunks, chunk)
 
 
-def _scores(kernel: Decode, part: Part, start: Any, old: Any, fresh: Any) -> None:
+def score(kernel: Decode, part: Part, start: Any, old: Any, fresh: Any = None) -> None:
     """Scores of cached keys, then of new keys, ``[row, key]``."""
     lanes, pitch = kernel.lanes, kernel.pitch
     base = named(kernel.past_k.at(part.batch, part.head, start))
@@ -212,7 +239,7 @@ def _scores(kernel: Decode, part: Part, start: Any, old: Any, fresh: Any) -> Non
 
     def group(i: Any, places: list[Any]) -> None:
         def row(r: Any) -> None:
-            head, position = _place(kernel, part, r)
+            head, position = place_of(kernel, part, r)
             query = named(kernel.q.at(part.batch, head, position))
             acc = vectors(lanes, lanes)
             acc.fill(0.0)
@@ -246,7 +273,7 @@ def _scores(kernel: Decode, part: Part, start: Any, old: Any, fresh: Any) -> Non
         key = named(kernel.k.at(part.batch, part.head, j))
 
         def row(r: Any) -> None:
-            head, position = _place(kernel, part, r)
+            head, position = place_of(kernel, part, r)
             query = named(kernel.q.at(part.batch, head, position))
             acc = vectors(1, lanes)
             acc.fill(0.0)
@@ -263,7 +290,8 @@ def _scores(kernel: Decode, part: Part, start: Any, old: Any, fresh: Any) -> Non
 
         counted(kernel.rows, row)
 
-    counted(fresh, new_key)
+    if fresh is not None:
+        counted(fresh, new_key)
 
 
 def _store_scores(kernel: Decode, part: Part, index: Any, products: Any, lanes: int) -> None:
@@ -287,11 +315,18 @@ def _transposed_sum(acc: Any, lanes: int) -> Any:
     return values[0]
 
 
-def _weights(kernel: Decode, part: Part, row: Any, start: Any, count: Any) -> None:
-    """Scores of a row become their exponentials; its largest score, sum and factor are brought up to date."""
+def weigh(
+    kernel: Decode, part: Part, row: Any, start: Any, count: Any, hide: Callable[[Any], None] | None = None
+) -> None:
+    """Scores of a row become their exponentials; its largest score, sum and factor are brought up to date.
+
+    ``hide(row)`` may put minus infinity in the place of scores before.
+    """
     lanes, first = kernel.isa.lanes, named(row * kernel.pitch)
     if kernel.mask is not None:
         _add_mask(kernel, kernel.mask, part, row, start, count)
+    if hide is not None:
+        hide(row)
     wholes = named(quotient(count + lanes - 1, lanes))
     # scores behind the last become minus infinity, so that whole vectors can be read
     counted(wholes * lanes - count, lambda j: store(part.scores, (first + count + j,), real(-math.inf), 1))
@@ -322,7 +357,7 @@ def _weights(kernel: Decode, part: Part, row: Any, start: Any, count: Any) -> No
 
 
 def _add_mask(kernel: Decode, mask: Mask, part: Part, row: Any, start: Any, count: Any) -> None:
-    head, position = _place(kernel, part, row)
+    head, position = place_of(kernel, part, row)
     begin = named(mask.at(part.batch, head, position) + (start if mask.of_keys else 0))
     first = named(row * kernel.pitch)
 
@@ -338,13 +373,12 @@ def _add_mask(kernel: Decode, mask: Mask, part: Part, row: Any, start: Any, coun
     counted(count, key)
 
 
-def _values(kernel: Decode, part: Part, start: Any, old: Any, fresh: Any) -> None:
+def add_values(kernel: Decode, part: Part, start: Any, old: Any, fresh: Any = None) -> None:
     """Results of the rows, scaled to the new largest score, plus the weighted values."""
     lanes, (deep, wide), width = kernel.value_lanes, kernel.value_tile, kernel.v.sizes[3]
-    sources = (
-        (kernel.past_v, named(kernel.past_v.at(part.batch, part.head, start)), 0, old),
-        (kernel.v, named(kernel.v.at(part.batch, part.head, 0)), old, fresh),
-    )
+    sources = [(kernel.past_v, named(kernel.past_v.at(part.batch, part.head, start)), 0, old)]
+    if fresh is not None:
+        sources.append((kernel.v, named(kernel.v.at(part.batch, part.head, 0)), old, fresh))
     columns = width // (wide * lanes)
 
     def tile(i: Any) -> None:
@@ -376,10 +410,10 @@ def _values(kernel: Decode, part: Part, start: Any, old: Any, fresh: Any) -> Non
             for c in range(wide):
                 store(part.results, (places[r][c],), acc.get(r * wide + c), lanes)
 
-    counted(kernel.rows // deep * columns, tile)
+    counted(quotient(kernel.rows, deep) * columns, tile)
 
 
-def _join(kernel: Decode, largest: Any, total: Any, results: Any, i: Any, splits: Any) -> None:
+def join(kernel: Decode, largest: Any, total: Any, results: Any, i: Any, splits: Any) -> None:
     """The result of one row of one key head from what the parts found."""
     rows, width, lanes = kernel.rows, kernel.v.sizes[3], kernel.value_lanes
     pair, row = named(quotient(i, rows)), named(remainder(i, rows))

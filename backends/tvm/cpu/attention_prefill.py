@@ -8,7 +8,7 @@ are multiply-adds of a vector and one broadcast number.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +25,7 @@ from planish.backends.tvm.cpu.attention import (
     maximum,
     scores_of,
 )  # fmt: skip
+from planish.backends.tvm.cpu.cached import Cached
 from planish.backends.tvm.cpu.emit import load, splat, store
 from planish.backends.tvm.cpu.flat import (
     Flat,
@@ -40,8 +41,10 @@ from planish.backends.tvm.cpu.flat import (
     smaller_of,
     vectors,
 )  # fmt: skip
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant, thresholds, variant
 from planish.backends.tvm.isa import Isa
 from planish.ir.node import Node
+from planish.ir.types import product
 
 PARALLEL = 1_000_000
 """Multiply-adds from which threads are worth their start."""
@@ -60,6 +63,8 @@ class Prefill:
     window: int | None
     scores: Scores
     isa: Isa
+    chosen: Variant = DEFAULT
+    cached: Cached | None = None
 
     @property
     def lanes(self) -> int:
@@ -67,19 +72,24 @@ class Prefill:
         return self.isa.lanes
 
     @property
+    def vectors(self) -> int:
+        """Vectors of queries in a block."""
+        return self.chosen.get("vectors", 2)
+
+    @property
     def block(self) -> int:
-        """Queries of a block: two vectors."""
-        return 2 * self.lanes
+        """Queries of a block."""
+        return self.vectors * self.lanes
 
     @property
     def keys_at_once(self) -> int:
         """Keys whose scores are in registers together."""
-        return 8 if self.isa.registers >= 32 else 6
+        return self.chosen.get("keys", 8 if self.isa.registers >= 32 else 6)
 
     @property
     def key_block(self) -> int:
         """Keys of a block."""
-        return 8 * self.keys_at_once
+        return self.chosen.get("times", 8) * self.keys_at_once
 
     @property
     def group(self) -> int:
@@ -108,7 +118,10 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of queries in work: where it is, and its scratch."""
+    """A block of queries in work: where it is, and its scratch.
+
+    ``ahead`` is the position of the first query of its sequence, ``shift`` what positions of keys are ahead of rows.
+    """
 
     batch: Any
     head: Any
@@ -122,9 +135,24 @@ class Block:
     factors: Any
     largest: Any
     total: Any
+    ahead: Any = 0
+    shift: Any = 0
 
 
-def prefill(node: Node, isa: Isa) -> Any:
+def variants(node: Node, isa: Isa) -> tuple[Variant, ...]:
+    """Vectors of queries by keys in registers, keys of a block (in ``times`` of these), work that is parallel."""
+    made = [variant(times=4), variant(times=16)]
+    if isa.registers >= 32:
+        made += [variant(vectors=1, keys=12, times=6), variant(vectors=3, keys=8), variant(vectors=4, keys=6, times=16)]
+    else:
+        made += [variant(keys=4, times=12), variant(vectors=1, keys=8)]
+    q, k = node.args[:2]
+    keys = k.shape[1] if node.args[9] == "bthd" else k.shape[2]
+    work = product((*q.shape, keys))
+    return (*made, *(thresholds(work, PARALLEL) if isinstance(work, int) else ()))
+
+
+def prefill(node: Node, isa: Isa, chosen: Variant = DEFAULT) -> Any:
     """The PrimFunc of ``kernel.attention``."""
     _, _, _, mask, causal, window, scale, softcap, queries, keys, values, result = node.args
 
@@ -132,16 +160,19 @@ def prefill(node: Node, isa: Isa) -> Any:
         kernel = Prefill(
             Heads(operands[0], queries), Heads(operands[1], keys), Heads(operands[2], values), Heads(out, result),
             None if mask is None else Mask(operands[3]), causal, window,
-            scores_of(scale, softcap, node.operands[0].shape[3]), isa,
+            scores_of(scale, softcap, node.operands[0].shape[3]), isa, chosen,
         )  # fmt: skip
-        _all_blocks(kernel)
+        all_blocks(kernel)
 
     return function(node, body)
 
 
-def _all_blocks(kernel: Prefill) -> None:
+def all_blocks(kernel: Prefill) -> None:
+    """Every block of queries, in parallel if there is much to do."""
     batch, heads, positions, width = kernel.q.sizes
-    key_heads, keys = kernel.k.sizes[1], kernel.k.sizes[2]
+    key_heads, keys = kernel.k.sizes[1], batch * kernel.k.sizes[2]
+    if kernel.cached is not None:
+        keys = named(kernel.cached.total(batch))
     rows = positions * kernel.group
     blocks = named(quotient(rows + kernel.block - 1, kernel.block))
 
@@ -154,8 +185,8 @@ def _all_blocks(kernel: Prefill) -> None:
         rest = named(quotient(pair, key_heads))
         _block(kernel, rest, named(remainder(pair, key_heads)), named(place * kernel.block), rows)
 
-    work = batch * heads * positions * keys * width
-    each(batch * key_heads * blocks, work, PARALLEL, task)
+    work = heads * positions * keys * width
+    each(batch * key_heads * blocks, work, kernel.chosen.least(PARALLEL), task)
 
 
 def _block(kernel: Prefill, batch: Any, head: Any, first: Any, rows: Any) -> None:
@@ -163,9 +194,10 @@ def _block(kernel: Prefill, batch: Any, head: Any, first: Any, rows: Any) -> Non
     block = Block(
         batch, head, first, rows,
         queries=scratch(depth * wide), products=scratch(kernel.key_block * wide), results=scratch(width * wide),
-        positions=vectors(2, kernel.lanes, "int32"),
+        positions=vectors(kernel.vectors, kernel.lanes, "int32"),
         added=scratch(kernel.key_block * wide) if kernel.mask is not None and kernel.mask.of_rows else None,
-        factors=scratch(wide), largest=vectors(2, kernel.lanes), total=vectors(2, kernel.lanes),
+        factors=scratch(wide), largest=vectors(kernel.vectors, kernel.lanes),
+        total=vectors(kernel.vectors, kernel.lanes), ahead=0 if kernel.cached is None else kernel.cached.first(batch),
     )  # fmt: skip
     _load_queries(kernel, block)
     block.largest.fill(-math.inf)
@@ -175,7 +207,16 @@ def _block(kernel: Prefill, batch: Any, head: Any, first: Any, rows: Any) -> Non
         width * wide // lanes, lambda i: store(block.results, (i * lanes,), splat(real(0.0), lanes), lanes)
     )
     begin, end = _range_of_keys(kernel, block)
+    if kernel.cached is None:
+        _all_keys(kernel, block, begin, end)
+    else:
+        kernel.cached.segments(
+            begin, end, lambda low, high, shift: _all_keys(kernel, replace(block, shift=shift), low, high)
+        )
+    _finish(kernel, block)
 
+
+def _all_keys(kernel: Prefill, block: Block, begin: Any, end: Any) -> None:
     def some_keys(i: Any) -> None:
         start = named(begin + i * kernel.key_block)
         count = named(smaller_of(kernel.key_block, end - start))
@@ -184,7 +225,6 @@ def _block(kernel: Prefill, batch: Any, head: Any, first: Any, rows: Any) -> Non
         _values(kernel, block, start, count)
 
     counted(named(quotient(larger_of(end - begin, 0) + kernel.key_block - 1, kernel.key_block)), some_keys)
-    _finish(kernel, block)
 
 
 def _row(kernel: Prefill, block: Block, lane: Any) -> tuple[Any, Any]:
@@ -202,7 +242,7 @@ def _load_queries(kernel: Prefill, block: Block) -> None:
         head, position = _row(kernel, block, lane)
         begin = named(kernel.q.at(block.batch, head, position))
         if positions is not None:
-            store(positions, (lane,), tirx.Cast("int32", position), 1)
+            store(positions, (lane,), tirx.Cast("int32", position + block.ahead), 1)
 
         def channel(d: Any) -> None:
             store(
@@ -216,21 +256,24 @@ def _load_queries(kernel: Prefill, block: Block) -> None:
 
     counted(wide, one)
     if positions is not None:
-        for v in range(2):
+        for v in range(kernel.vectors):
             place = load(positions, (v * kernel.lanes,), kernel.lanes)
             block.positions.put(v, place)
 
 
 def _range_of_keys(kernel: Prefill, block: Block) -> tuple[Any, Any]:
-    """The keys that any query of the block may see: begin and end."""
+    """The positions of keys that any query of the block may see: begin and end."""
     begin: Any = 0
     end: Any = kernel.k.sizes[2]
+    if kernel.cached is not None:
+        begin, end = kernel.cached.span(block.batch, block.ahead)
     if kernel.causal:
         last = quotient(smaller_of(block.first + kernel.block, block.rows) - 1, kernel.group)
-        end = named(smaller_of(end, last + 1))
+        end = named(smaller_of(end, block.ahead + last + 1))
     if kernel.window is not None:
-        begin = named(larger_of(quotient(block.first, kernel.group) - kernel.window + 1, 0))
-    return begin, end
+        first = block.ahead + quotient(block.first, kernel.group)
+        begin = named(larger_of(first - (kernel.window - 1), begin))
+    return begin, named(larger_of(begin, end)) if kernel.cached is not None else end
 
 
 def _scores(kernel: Prefill, block: Block, start: Any, count: Any) -> None:
@@ -238,38 +281,38 @@ def _scores(kernel: Prefill, block: Block, start: Any, count: Any) -> None:
     lanes, some, wide = kernel.lanes, kernel.keys_at_once, kernel.block
     if block.added is not None:
         _stage_mask(kernel, block, start, count)
-    top = vectors(2, lanes)
-    for v in range(2):
+    top = vectors(kernel.vectors, lanes)
+    for v in range(kernel.vectors):
         top.put(v, block.largest.get(v))
 
     def tile(i: Any) -> None:
         # keys behind the last one repeat it: the largest score stays what it is
         places = [named(smaller_of(i * some + j, count - 1)) for j in range(some)]
         begins = [named(kernel.k.at(block.batch, block.head, start + p)) for p in places]
-        acc = vectors(2 * some, lanes)
+        acc = vectors(kernel.vectors * some, lanes)
         acc.fill(0.0)
 
         def channel(d: Any) -> None:
-            held = vectors(2, lanes)
-            for v in range(2):
+            held = vectors(kernel.vectors, lanes)
+            for v in range(kernel.vectors):
                 held.put(v, load(block.queries, (d * wide + v * lanes,), lanes))
             for j in range(some):
                 key = splat(kernel.k.data.load(begins[j] + d), lanes)
-                for v in range(2):
-                    at = 2 * j + v
+                for v in range(kernel.vectors):
+                    at = kernel.vectors * j + v
                     acc.put(at, elementary.fma(key, held.get(v), acc.get(at)))
 
         counted(kernel.q.sizes[3], channel)
         for j in range(some):
-            for v in range(2):
-                at = 2 * j + v
+            for v in range(kernel.vectors):
+                at = kernel.vectors * j + v
                 value = kernel.scores.finished(acc.get(at))
                 acc.put(at, _masked(kernel, block, value, start, places[j], v))
                 store(block.products, ((i * some + j) * wide + v * lanes,), acc.get(at), lanes)
                 top.put(v, maximum(acc.get(at), top.get(v)))
 
     counted(quotient(count + some - 1, some), tile)
-    for v in range(2):
+    for v in range(kernel.vectors):
         old, new = block.largest.get(v), top.get(v)
         store(block.factors, (v * lanes,), elementary.exp(old - finite(new)), lanes)
         block.largest.put(v, new)
@@ -285,7 +328,7 @@ def _masked(kernel: Prefill, block: Block, value: Any, start: Any, place: Any, v
     if not kernel.has_positions:
         return value
     hidden = splat(real(-math.inf), lanes)
-    position, key = block.positions.get(v), tirx.Cast("int32", start + place)
+    position, key = block.positions.get(v), tirx.Cast("int32", start + place + block.shift)
     if kernel.causal:
         value = tirx.Select(position >= splat(key, lanes), value, hidden)
     if kernel.window is not None:
@@ -319,19 +362,19 @@ def _stage_mask(kernel: Prefill, block: Block, start: Any, count: Any) -> None:
 def _weights(kernel: Prefill, block: Block, count: Any) -> None:
     """Scores become their exponentials; the sums take them up."""
     lanes, wide = kernel.lanes, kernel.block
-    sums, tops = vectors(2, lanes), vectors(2, lanes)
-    for v in range(2):
+    sums, tops = vectors(kernel.vectors, lanes), vectors(kernel.vectors, lanes)
+    for v in range(kernel.vectors):
         sums.put(v, splat(real(0.0), lanes))
         tops.put(v, finite(block.largest.get(v)))
 
     def one(j: Any) -> None:
-        for v in range(2):
+        for v in range(kernel.vectors):
             at = (j * wide + v * lanes,)
             store(block.products, at, elementary.exp(load(block.products, at, lanes) - tops.get(v)), lanes)
             sums.put(v, sums.get(v) + load(block.products, at, lanes))
 
     counted(count, one)
-    for v in range(2):
+    for v in range(kernel.vectors):
         old = block.total.get(v) * load(block.factors, (v * lanes,), lanes)
         block.total.put(v, old + sums.get(v))
 
@@ -373,7 +416,7 @@ def _values(kernel: Prefill, block: Block, start: Any, count: Any) -> None:
 def _finish(kernel: Prefill, block: Block) -> None:
     """Results divided by the sums, to where they belong."""
     lanes, width = kernel.value_lanes, kernel.v.sizes[3]
-    for v in range(2):
+    for v in range(kernel.vectors):
         at = v
         value = inverse(block.total.get(at), block.largest.get(at))
         store(block.factors, (v * kernel.lanes,), value, kernel.lanes)

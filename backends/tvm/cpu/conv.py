@@ -23,9 +23,11 @@ from planish.backends.tvm.cpu.conv_words import (
     flat,
     loop,
     named,
+    read,
     settled,
     tensor_buffer,
 )
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant, variant
 from planish.backends.tvm.dims import Dims
 from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.kernels.conv import Runs, runs_of
@@ -53,6 +55,7 @@ class Weights:
     tile: int
     depth: int
     half: bool
+    chosen: Variant = DEFAULT
 
     @property
     def length(self) -> int:
@@ -60,7 +63,20 @@ class Weights:
         return self.runs.count * self.runs.padded * self.tile
 
 
-def build(node: Node, isa: Isa) -> Any:
+def variants(node: Node, isa: Isa) -> tuple[Variant, ...]:
+    """Pixels by vectors of channels in registers, steps of a turn, and whether rows or weights are gone over first."""
+    tiles, tile = node.args[1], node.args[9]
+    vectors = min(2, tile // isa.lanes)
+    most = (28 if isa.registers == 32 else 12) // vectors
+    made = [variant(pixels=most * 3 // 4), variant(pixels=most // 2), variant(unroll=4)]
+    if vectors == 2:
+        made.append(variant(vectors=1, pixels=most * 2))
+    if tiles.shape[0] > 1:
+        made.append(variant(rows_first=int(int(tiles.tensor.nbytes) > CACHED)))
+    return tuple(made)
+
+
+def build(node: Node, isa: Isa, chosen: Variant = DEFAULT) -> Any:
     """The function of a ``kernel.conv``: (x, tiles, bias?, residual?, out)."""
     x, tiles, bias, residual, channels, size, stride, padding, dilation, tile, depth, activation = node.args
     dims = Dims()
@@ -76,7 +92,7 @@ def build(node: Node, isa: Isa) -> Any:
                 extra[name] = T.arg(name, tensor_buffer(dims, value))
         out = T.arg("out", tensor_buffer(dims, node))
         with pairs.imported() if isa.bf16 else nullcontext():
-            weights = Weights(flat(weight), runs, tile, depth, tiles.dtype.name == "bf16")
+            weights = Weights(flat(weight), runs, tile, depth, tiles.dtype.name == "bf16", chosen)
             shape = list(map(settled, dims.shape(x.shape)))
             point = tuple(size) == (1, 1) and not any(padding)
             copy = any(padding) or weights.half or x.dtype.name != "f32"
@@ -98,8 +114,8 @@ def build(node: Node, isa: Isa) -> Any:
 def _compute(isa: Isa, image: Input, weights: Weights, target: Output, sizes: Any, size: Any, stride: Any,
              dilation: Any) -> None:  # fmt: skip
     batch, height, width, channels = sizes
-    vectors = min(2, weights.tile // isa.lanes)
-    most = (28 if isa.registers == 32 else 12) // vectors
+    vectors = weights.chosen.get("vectors", min(2, weights.tile // isa.lanes))
+    most = weights.chosen.get("pixels", (28 if isa.registers == 32 else 12) // vectors)
     rows, columns = block_of(height, width, most)
     tiles = -(-channels // weights.tile)
     row_blocks = height if rows == 1 else -(-height // rows)
@@ -125,7 +141,7 @@ def _compute(isa: Isa, image: Input, weights: Weights, target: Output, sizes: An
         not isinstance(batch * height * width, int)
         or batch * height * width * weights.length * tiles > 1 << 19
     )
-    if bytes_of_weights <= CACHED or tiles == 1:
+    if weights.chosen.get("rows_first", int(bytes_of_weights <= CACHED)) or tiles == 1:
         with loop(lines, big) as line, T.serial(0, tiles) as tile:
             row(line, tile)
     else:
@@ -178,7 +194,7 @@ def _block(isa: Isa, image: Input, weights: Weights, target: Output, sizes: Any,
                       run + k * (weights.tile * depth), vectors)  # fmt: skip
 
             # neighbouring pixels must not share inputs within a turn: LLVM would keep and spill them
-            _unrolled(runs.padded // depth, apart, step)
+            _unrolled(runs.padded // depth, min(apart, weights.chosen.get("unroll", 8)), step)
     target.finish(
         isa, Results(total, block.rows, block.columns, vectors), (batch, top, left), sizes,
         tile * weights.tile + part * (vectors * lanes),
@@ -211,7 +227,7 @@ def _step(
     if not weights.half:
         for p, place in enumerate(places):
             for v in range(vectors):
-                w = emit.load(weights.buffer, (weight + v * lanes,), lanes)
+                w = read(weights.buffer, weight + v * lanes, lanes)
                 x = emit.splat(image.buffer[place], lanes)
                 i = p * vectors + v
                 accumulate(i, math.fma(x, w, emit.load(total, (i, 0), lanes)))

@@ -15,14 +15,12 @@ from planish.backends.tvm.dims import Dims
 from planish.backends.tvm.isa import Isa
 from planish.ir.node import Node
 
-_NAMES = {"f32": "float32", "bf16": "uint16"}
+_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
 def tensor_buffer(dims: Dims, node: Node) -> Any:
     """The buffer of a tensor, for an argument of a function."""
-    return T.Buffer(
-        dims.shape(node.shape), "bfloat16" if node.dtype.name == "bf16" else _NAMES[node.dtype.name]
-    )
+    return T.Buffer(dims.shape(node.shape), _NAMES[node.dtype.name])
 
 
 def flat(buffer: Any) -> Any:
@@ -92,15 +90,20 @@ def wide(words: Any, lanes: int) -> Any:
 
 def read(buffer: Any, place: Any, lanes: int) -> Any:
     """``lanes`` elements of a flat buffer as f32."""
-    value = emit.load(buffer, (place,), lanes)
-    return value if str(buffer.dtype) == "float32" else wide(value, lanes)
+    value, kind = emit.load(buffer, (place,), lanes), str(buffer.dtype)
+    if kind == "float16":
+        return T.cast(value, f"float32x{lanes}" if lanes > 1 else "float32")
+    return value if kind == "float32" else wide(value, lanes)
 
 
 def write(isa: Isa, buffer: Any, place: Any, value: Any, lanes: int) -> None:
     """Write ``lanes`` elements of f32 to a flat buffer in its element type."""
-    emit.store(
-        buffer, (place,), value if str(buffer.dtype) == "float32" else narrow(isa, value, lanes), lanes
-    )
+    kind = str(buffer.dtype)
+    if kind == "float16":
+        value = T.cast(value, f"float16x{lanes}" if lanes > 1 else "float16")
+    elif kind != "float32":
+        value = narrow(isa, value, lanes)
+    emit.store(buffer, (place,), value, lanes)
 
 
 def activate(value: Any, name: str) -> Any:

@@ -10,9 +10,11 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.cpu import emit, pairs
 from planish.backends.tvm.cpu.dense_block import DenseBuffers, DenseShape, block, opaque, to_f32
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant, thresholds, variant
 from planish.backends.tvm.dims import Dims
 from planish.backends.tvm.isa import Isa
 from planish.ir.node import Node
+from planish.ir.types import product
 
 _NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 _PARALLEL_PRODUCTS = 1 << 20
@@ -25,12 +27,33 @@ _CHUNK_BYTES = 1 << 19
 """Bytes of inputs that stay in the second-level cache while the panels of the weight pass by."""
 
 
-def build(node: Node, isa: Isa) -> Any:
+def variants(node: Node, isa: Isa) -> tuple[Variant, ...]:
+    """Rows of a register block, bytes of the inputs of a chunk, products from which the panels run in parallel."""
+    shape = _shape(node, isa, DEFAULT)
+    count = product(node.shape[:-1])
+    made: list[Variant] = []
+    if not isinstance(count, int) or count > 4:
+        heights = {12: (8, 14), 24: (12, 28), 6: (4,)}.get(shape.block_rows[-1], ())
+        made += [variant(rows=rows) for rows in heights]
+        made += [variant(chunk=size) for size in (_CHUNK_BYTES // 4, _CHUNK_BYTES * 4)]
+    if shape.weight_bytes < _PARALLEL_BYTES:
+        made += thresholds(product((count, shape.rows, shape.length)), _PARALLEL_PRODUCTS)
+    elif shape.weight_bytes < 4 * _PARALLEL_BYTES:
+        made.append(variant(always=4 * _PARALLEL_BYTES))
+    return tuple(made)
+
+
+def _shape(node: Node, isa: Isa, chosen: Variant) -> DenseShape:
+    x, tiles, _, _, rows, tile, depth, activation = node.args
+    return DenseShape(
+        isa, rows, int(x.shape[-1]), tile, depth, _NAMES[tiles.dtype.name], _NAMES[x.dtype.name], activation, chosen
+    )  # fmt: skip
+
+
+def build(node: Node, isa: Isa, chosen: Variant = DEFAULT) -> Any:
     """The function of a ``kernel.linear_dense`` node for an instruction set."""
-    x, tiles, bias, residual, rows, tile, depth, activation = node.args
-    shape = DenseShape(
-        isa, rows, int(x.shape[-1]), tile, depth, _NAMES[tiles.dtype.name], _NAMES[x.dtype.name], activation
-    )
+    x, tiles, bias, residual, rows, tile, depth, _ = node.args
+    shape = _shape(node, isa, chosen)
     dims = Dims()
     with IRBuilder() as builder, T.prim_func():
         T.func_name("linear_dense")
@@ -73,12 +96,13 @@ def _body(shape: DenseShape, buffers: DenseBuffers, count: Any) -> None:
     if shape.source == "scratch":
         buffers = _converted(shape, buffers, count)
     products = count * (shape.rows * shape.length)
-    if shape.weight_bytes >= _PARALLEL_BYTES:
+    least = shape.chosen.least(_PARALLEL_PRODUCTS)
+    if shape.weight_bytes >= shape.chosen.get("always", _PARALLEL_BYTES):
         _panels(shape, buffers, count, T.parallel)
     elif isinstance(count, int):
-        _panels(shape, buffers, count, T.parallel if products >= _PARALLEL_PRODUCTS else T.serial)
+        _panels(shape, buffers, count, T.parallel if products >= least else T.serial)
     else:
-        with T.If(products >= _PARALLEL_PRODUCTS):
+        with T.If(products >= _long(least)):
             with T.Then():
                 _panels(shape, buffers, count, T.parallel)
             with T.Else():
@@ -88,7 +112,8 @@ def _body(shape: DenseShape, buffers: DenseBuffers, count: Any) -> None:
 def _panels(shape: DenseShape, buffers: DenseBuffers, count: Any, loop: Any) -> None:
     """Every panel of the weight for every chunk of rows; chunks follow one another, panels within a chunk."""
     most = shape.block_rows[-1]
-    chunk = most * min(20, max(4, _CHUNK_BYTES // (4 * shape.length * most)))
+    size = shape.chosen.get("chunk", _CHUNK_BYTES)
+    chunk = most * min(20 * max(1, size // _CHUNK_BYTES), max(4, size // (4 * shape.length * most)))
     if isinstance(count, int) and count <= chunk:
         with loop(0, shape.panels) as panel:
             _chunk(shape, buffers, 0, count, panel)

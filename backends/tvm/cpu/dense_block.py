@@ -11,6 +11,7 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.cpu import emit, math, pairs
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant
 from planish.backends.tvm.isa import Isa
 
 
@@ -19,7 +20,7 @@ class DenseShape:
     """What is fixed about one dense linear layer when its kernel is made.
 
     ``rows`` by ``length`` is the weight, stored in tiles of ``tile`` rows by ``depth`` inputs of type ``weight``;
-    ``kind`` is the type of inputs and results (names as in TIR).
+    ``kind`` is the type of inputs and results (names as in TIR). ``chosen`` is the variant.
     """
 
     isa: Isa
@@ -30,6 +31,7 @@ class DenseShape:
     weight: str
     kind: str
     activation: str
+    chosen: Variant = DEFAULT
 
     @property
     def panels(self) -> int:
@@ -68,13 +70,17 @@ class DenseShape:
     @cached_property
     def block_rows(self) -> tuple[int, ...]:
         """Numbers of rows for which there is a block, ascending."""
+        made: tuple[int, ...] = (1, 2, 4)
         if self.isa.registers == 32:
-            return (1, 2, 4, 8, 12) if self.tile // self.isa.lanes >= 2 else (1, 2, 4, 8, 12, 24)
-        return (1, 2, 4, 6) if self.isa.lanes == 8 else (1, 2, 4)
+            made = (1, 2, 4, 8, 12) if self.tile // self.isa.lanes >= 2 else (1, 2, 4, 8, 12, 24)
+        elif self.isa.lanes == 8:
+            made = (1, 2, 4, 6)
+        most = self.chosen.get("rows", made[-1])
+        return (*(rows for rows in made if rows < most), most)
 
     def vectors(self, rows: int) -> int:
         """Vectors of columns in a block of so many rows."""
-        room = 24 if self.isa.registers == 32 else 12 if self.isa.lanes == 8 else 8
+        room = 28 if self.isa.registers == 32 else 12 if self.isa.lanes == 8 else 8
         count = self.tile // self.isa.lanes
         while count > 1 and rows * count > room:
             count //= 2

@@ -111,8 +111,11 @@ class _Sizes:
         return self.others[size]
 
 
-def function(node: Node, body: Callable[[list[Flat], Flat], None]) -> Any:
-    """The PrimFunc of a kernel node: ``body(operands, output)`` emits what it does."""
+def function(node: Node, body: Callable[[list[Flat], Flat], None], *, in_place: bool = False) -> Any:
+    """The PrimFunc of a kernel node: ``body(operands, output)`` emits what it does.
+
+    ``in_place`` leaves out the last parameter, the output: it is the first operand, which the kernel changes.
+    """
     sizes = _Sizes(node.operands)
 
     def argument(name: str, part: Node) -> Flat:
@@ -127,8 +130,9 @@ def function(node: Node, body: Callable[[list[Flat], Flat], None]) -> Any:
         T.func_name("main")
         T.func_attr({"tirx.noalias": True})
         operands = [argument(f"a{i}", operand) for i, operand in enumerate(node.operands)]
-        output = argument("out", node)
-        body([flat(o) for o in operands], flat(output))
+        output = None if in_place else argument("out", node)
+        made = [flat(o) for o in operands]
+        body(made, made[0] if output is None else flat(output))
     return builder.get()
 
 

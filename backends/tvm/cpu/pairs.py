@@ -13,6 +13,8 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.cpu.math import bind, lanes_of
 
+_NAN = 0x7FC00000
+
 _TEXT = """
 declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
 declare <16 x bfloat> @llvm.x86.avx512bf16.cvtneps2bf16.512(<16 x float>)
@@ -58,15 +60,17 @@ def _kind(kind: str, lanes: int) -> str:
 
 
 def round_bf16(v: Any) -> Any:
-    """Lanes of f32 rounded to bf16, half to even, as f32 again; NaN stays NaN. Runs on every machine."""
+    """Lanes of f32 rounded to bf16, half to even, as f32 again; any NaN becomes one. Runs on every machine."""
     lanes = lanes_of(v)
 
     def value(x: Any) -> Any:
         bits = T.reinterpret(_kind("uint32", lanes), x)
         odd = tirx.bitwise_and(tirx.shift_right(bits, _of("uint32", 16, lanes)), _of("uint32", 1, lanes))
         up = tirx.bitwise_and(bits + odd + _of("uint32", 0x7FFF, lanes), _of("uint32", 0xFFFF0000, lanes))
-        rounded = T.reinterpret(_kind("float32", lanes), up)
-        return tirx.Select(tirx.EQ(x, x), rounded, x)
+        # A NaN that is one by its low bits alone would be cut to an infinity.
+        return T.reinterpret(
+            _kind("float32", lanes), tirx.Select(tirx.EQ(x, x), up, _of("uint32", _NAN, lanes))
+        )
 
     return bind(v, value)
 

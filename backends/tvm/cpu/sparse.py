@@ -14,9 +14,11 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.cpu.dense_block import opaque
 from planish.backends.tvm.cpu.sparse_block import SparseBuffers, SparseShape, block, widen
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant, thresholds, variant
 from planish.backends.tvm.dims import Dims
 from planish.backends.tvm.isa import Isa
 from planish.ir.node import Node
+from planish.ir.types import product
 
 _NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "u8": "uint8"}
 _PARALLEL_PRODUCTS = 1 << 20
@@ -27,12 +29,31 @@ _CHUNK_BYTES = 1 << 19
 """Bytes of inputs that stay in the second-level cache while the panels of the weight pass by."""
 
 
-def build(node: Node, isa: Isa) -> Any:
+def variants(node: Node, isa: Isa) -> tuple[Variant, ...]:
+    """Rows of a register block, bytes of the inputs of a chunk, products from which the panels run in parallel."""
+    shape = _shape(node, isa, DEFAULT)
+    count = product(node.shape[:-1])
+    made: list[Variant] = []
+    if not isinstance(count, int) or count > 4:
+        most = shape.block_rows[0]
+        made += [variant(rows=most // 2), variant(rows=most * 2)]
+        made += [variant(chunk=size) for size in (_CHUNK_BYTES // 4, _CHUNK_BYTES * 4)]
+    if shape.weight_bytes < _PARALLEL_BYTES:
+        made += thresholds(product((count, shape.rows, shape.count)), _PARALLEL_PRODUCTS)
+    return tuple(made)
+
+
+def _shape(node: Node, isa: Isa, chosen: Variant) -> SparseShape:
+    x, values, _, _, _, n, m, rows, activation = node.args
+    return SparseShape(
+        isa, rows, int(x.shape[-1]), n, m, _NAMES[values.dtype.name], _NAMES[x.dtype.name], activation, chosen=chosen
+    )  # fmt: skip
+
+
+def build(node: Node, isa: Isa, chosen: Variant = DEFAULT) -> Any:
     """The function of a ``kernel.linear_sparse`` node for an instruction set."""
-    x, values, positions, bias, residual, n, m, rows, activation = node.args
-    shape = SparseShape(
-        isa, rows, int(x.shape[-1]), n, m, _NAMES[values.dtype.name], _NAMES[x.dtype.name], activation
-    )
+    x, values, positions, bias, residual, _, _, rows, _ = node.args
+    shape = _shape(node, isa, chosen)
     dims = Dims()
     with IRBuilder() as builder, T.prim_func():
         T.func_name("linear_sparse")
@@ -71,12 +92,13 @@ def _body(shape: SparseShape, buffers: SparseBuffers, count: Any) -> None:
     if not shape.plain:
         buffers = _widened(shape, buffers, count)
     products = count * (shape.rows * shape.count)
+    least = shape.chosen.least(_PARALLEL_PRODUCTS)
     if shape.weight_bytes >= _PARALLEL_BYTES:
         _panels(shape, buffers, count, T.parallel)
     elif isinstance(count, int):
-        _panels(shape, buffers, count, T.parallel if products >= _PARALLEL_PRODUCTS else T.serial)
+        _panels(shape, buffers, count, T.parallel if products >= least else T.serial)
     else:
-        with T.If(products >= _PARALLEL_PRODUCTS):
+        with T.If(products >= tirx.IntImm("int64", least)):
             with T.Then():
                 _panels(shape, buffers, count, T.parallel)
             with T.Else():
@@ -97,7 +119,8 @@ def _widened(shape: SparseShape, buffers: SparseBuffers, count: Any) -> SparseBu
 def _panels(shape: SparseShape, buffers: SparseBuffers, count: Any, loop: Any) -> None:
     """Every panel of the weight for every chunk of rows; chunks follow one another, panels within a chunk."""
     most = shape.block_rows[0]
-    chunk = most * min(20, max(4, _CHUNK_BYTES // (4 * shape.length * most)))
+    size = shape.chosen.get("chunk", _CHUNK_BYTES)
+    chunk = most * min(20 * max(1, size // _CHUNK_BYTES), max(4, size // (4 * shape.length * most)))
     if isinstance(count, int) and count <= chunk:
         with loop(0, shape.panels) as panel:
             _chunk(shape, buffers, 0, count, panel)

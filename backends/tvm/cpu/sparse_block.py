@@ -10,6 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.cpu import emit, math
 from planish.backends.tvm.cpu.dense_block import from_f32, opaque, to_f32
+from planish.backends.tvm.cpu.variant import DEFAULT, Variant
 from planish.backends.tvm.isa import Isa
 from planish.ir.ops.quantized import packed_bytes
 from planish.ir.ops.sparse import kept, position_bits
@@ -29,7 +30,7 @@ class SparseShape:
     """What is fixed about one sparse linear layer when its kernel is made.
 
     ``rows`` by ``length`` is the weight, of which ``n`` of each ``m`` inputs are stored as ``weight``; ``kind`` is the
-    type of inputs and results (names as in TIR).
+    type of inputs and results (names as in TIR). ``chosen`` is the variant.
     """
 
     isa: Isa
@@ -41,6 +42,7 @@ class SparseShape:
     kind: str
     activation: str
     tile: int = 16
+    chosen: Variant = DEFAULT
 
     @property
     def panels(self) -> int:
@@ -99,7 +101,8 @@ class SparseShape:
     @property
     def block_rows(self) -> tuple[int, ...]:
         """Numbers of rows for which there is a block, descending."""
-        return (8, 4, 2, 1) if self.isa.lanes == 16 else (4, 2, 1)
+        most = self.chosen.get("rows", 8 if self.isa.lanes == 16 else 4)
+        return tuple(rows for rows in (16, 8, 4, 2, 1) if rows <= most)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ def gpu_of(target: Target) -> Gpu:
 
 
 def architectures_of(target: Target) -> tuple[str, ...]:
-    """The architectures of a target of CUDA, lowest first, such as ``cuda:sm_80+sm_90``."""
-    names = (target.arch or ARCHITECTURE).split("+")
+    """The architectures of a target of CUDA, each once, lowest first, such as ``cuda:sm_80+sm_90``."""
+    names = dict.fromkeys((target.arch or ARCHITECTURE).split("+"))
     return tuple(sorted(names, key=lambda name: int("0" + "".join(c for c in name if c.isdigit()))))
 
 
@@ -45,13 +45,13 @@ def gpu_libraries(
     from planish.backends.tvm.lower import lower
 
     gpu = gpu_of(target)
+    names = architectures_of(target) if gpu.kind == "cuda" else ()
+    for name in names:
+        cuda(name)
     lowered = lower(programs, gpu)
     module = schedule_gpu(lowered.module, gpu)
     executable = relax.build(module, tvm.target.Target(gpu.target), relax_pipeline=pipeline())
     if gpu.kind == "opencl":
         return {"opencl": plain_library(executable)}, lowered.entries, ()
-    names = architectures_of(target)
-    for name in names:
-        cuda(name)
     data, resources = cuda_library(executable, names)
     return {"+".join(names): data}, lowered.entries, tuple(asdict(r) for r in resources)

@@ -16,15 +16,21 @@ LAYOUTS = frozenset(
 """Operations that only lay out, decode or cast what is stored."""
 
 
+SCALES = frozenset({"aten.mul"})
+"""Operations that scale what is stored, as a batch norm does with the codes of the convolution before it."""
+
+
 def is_stored(node: Any) -> bool:
     """True if a value is known when a model is compiled: leaves and what only lays them out, decodes or casts them.
 
-    Leaves of kind ``input`` count as stored only without symbolic sizes, so that examples of rules can stand for
-    constants by their types; real inputs of that kind are told apart by :func:`stored`.
+    Constants may also be scaled by constants. Leaves of kind ``input`` count as stored, so that examples of rules can
+    stand for constants by their types; the pass that applies the rules keeps them from laying out real inputs.
     """
-    return isinstance(node, Node) and all(
-        n.op == "const" or n.op in LAYOUTS or n.op == "input" for n in topological([node])
-    )
+    if not isinstance(node, Node):
+        return False
+    below = topological([node])
+    known = LAYOUTS if any(n.op == "input" for n in below) else LAYOUTS | SCALES
+    return all(n.op in ("const", "input") or n.op in known for n in below)
 
 
 def stored(node: Any, what: str) -> Node:

@@ -17,6 +17,8 @@ TILE = 32
 """Output channels that are stored side by side."""
 ACTIVATIONS = ("none", "relu", "relu6", "hardswish", "silu", "gelu", "gelu_tanh", "tanh", "sigmoid")
 """What a convolution may apply to its results."""
+KINDS = ("f32", "f16", "bf16")
+"""Element types of images."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _last(x: Node) -> Node:
 def _plain(x: Node, w: Node, stride: Any) -> None:
     if len(stride) != 2:
         raise Decline("not a convolution over images")
-    if x.dtype.name != "f32":
+    if x.dtype.name not in KINDS:
         raise Decline(f"activations of {x.dtype.name}")
     stored(w, "the weight")
     _known(w)
@@ -183,11 +185,11 @@ def select_conv(x: Node, w: Node, b: Any, stride: Any, padding: Any, dilation: A
     """conv(x, W, b) = permute(kernel.conv(permute(x), tiles(W), b)), channels last inside"""
     _plain(x, w, stride)
     channels, _, rows, columns = w.shape
-    tile = _tile_of(channels)
-    tiles = tiled_weight(w, dilation, tile)
+    tile, depth = _tile_of(channels), 2 if is_half(w) else 1
+    tiles = tiled_weight(w, dilation, tile, depth)
     return _first(
         kernel.conv(
-            _last(x), tiles, b, None, channels, (rows, columns), stride, padding, dilation, tile, 1, "none"
+            _last(x), tiles, b, None, channels, (rows, columns), stride, padding, dilation, tile, depth, "none"
         )
     )
 
@@ -203,8 +205,8 @@ def select_conv(x: Node, w: Node, b: Any, stride: Any, padding: Any, dilation: A
 def select_conv_half(x: Node, w: Node, b: Any, stride: Any, padding: Any, dilation: Any) -> Node:
     """conv(bf16(x), W, b) = permute(kernel.conv(permute(x), tiles(W), b)) for W of bf16, products added in f32"""
     _plain(x, w, stride)
-    if not is_half(w):
-        raise Decline("the weight is not bf16")
+    if not is_half(w) or x.dtype.name != "f32":
+        raise Decline("the weight is not bf16, or the input not f32")
     channels, _, rows, columns = w.shape
     tile = _tile_of(channels)
     tiles = tiled_weight(w, dilation, tile, 2)
@@ -259,10 +261,10 @@ def select_mean_pool(x: Node, k: Any, s: Any, p: Any, ceil: Any, counted: Any) -
 def _image(x: Node) -> None:
     if (
         x.rank != 4
-        or x.dtype.name != "f32"
+        or x.dtype.name not in KINDS
         or math.prod(s if isinstance(s, int) else 1 for s in x.shape) == 0
     ):
-        raise Decline("not a batch of images of f32")
+        raise Decline("not a batch of images of floats")
 
 
 RULES = (select_depthwise, select_conv_half, select_conv, select_max_pool, select_mean_pool)

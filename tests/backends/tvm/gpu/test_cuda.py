@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -150,3 +153,60 @@ def test_one_row_of_a_long_weight_is_read_from_device_memory():
     compiled = Compiled(affine.build(node, OPENCL))
     compare(compiled, node, operands(1), 3e-6)
     assert len(compiled.launches) == 2
+
+
+def small_model():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.ReLU(), torch.nn.Linear(40, 7)).eval()
+
+
+def artifact(path):
+    import planish
+
+    given = torch.zeros(3, 24)
+    target = "cuda:sm_90+sm_80+sm_90"
+    with planish.compile(small_model(), example_inputs=(given,), target=target) as compiled:
+        return planish.export(compiled, path)
+
+
+def test_an_artifact_for_several_architectures(tmp_path, capsys, monkeypatch):
+    from planish.frontend.cli.main import main
+    from planish.runtime import tvm as loader
+    from planish.runtime.artifact import open_artifact
+
+    path = needs_nvcc(lambda: artifact(tmp_path / "m.planish"))
+    if path is None:
+        return
+    assert main(["show", str(path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert {kernel["sm"] for kernel in shown["kernels"]} == set(BOTH)
+    assert "sm_80+sm_90" in shown["targets"][0]
+    assert main(["show", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "sm_80+sm_90" in text and " sm_80 " in text and " sm_90 " in text
+    member = "code/cuda/code.json"
+    with open_artifact(path) as opened:
+        code = loader.read_code(opened, member)
+        for device in ("sm_80", "sm_89", "sm_90"):
+            monkeypatch.setattr(loader, "_architecture", lambda index, where, device=device: device)
+            assert loader.library_member(opened, member, code, "cuda") == "code/cuda/sm_80+sm_90.so"
+        monkeypatch.setattr(loader, "_architecture", lambda index, where: "sm_75")
+        with pytest.raises(BackendError, match="the device is sm_75; code is there for sm_80") as caught:
+            loader.library_member(opened, member, code, "cuda")
+        assert caught.value.code == "PL773"
+
+
+def test_two_builds_give_equal_bytes(tmp_path):
+    made = [needs_nvcc(lambda name=name: artifact(tmp_path / name)) for name in ("a.planish", "b.planish")]
+    if made[0] is None:
+        return
+    folder = Path(__file__).parent
+    script = (
+        f"import sys; sys.path.insert(0, {str(folder)!r}); from pathlib import Path; import test_cuda;"
+        f" test_cuda.artifact(Path({str(tmp_path / 'c.planish')!r}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": "77"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert made[0].read_bytes() == made[1].read_bytes() == (tmp_path / "c.planish").read_bytes()

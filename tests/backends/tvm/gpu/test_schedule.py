@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -46,4 +47,38 @@ def test_one_operation(name):
         (want,) = run(program, {}, x, y)
         have = torch.full(want.shape, float("nan"))
         compiled(*[x, y][: 2 if name == "matmul" else 1], have)
+        torch.testing.assert_close(have, want, rtol=2e-5, atol=1e-5)
+
+
+IMAGES = {
+    "convolution": "aten.convolution(x, w, b, [1, 1], [1, 1], [1, 1], False, [], 1)",
+    "strided": "aten.convolution(x, w, None, [2, 1], [0, 2], [1, 2], False, [], 1)",
+    "transposed": "aten.convolution(x, t, b, [2, 2], [1, 1], [1, 1], True, [0, 0], 1)",
+    "depthwise": "aten.convolution(x, g, None, [1, 1], [1, 1], [1, 1], False, [], 4)",
+    "max_pool": "aten.max_pool2d(x, [3, 3], [2, 2], [1, 1], [1, 1], True)",
+    "avg_pool": "aten.avg_pool2d(x, [3, 2], [2, 2], [1, 0], False, False)",
+    "adaptive": "aten.adaptive_avg_pool2d(x, [1, 1])",
+}
+WEIGHTS = {"w": (6, 4, 3, 3), "t": (4, 6, 3, 3), "g": (4, 1, 3, 3), "b": (6,)}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images(name):
+    """Convolutions and pooling, which have no kernels for GPUs."""
+    used = [w for w in WEIGHTS if re.search(rf"\b{w}\b", IMAGES[name])]
+    given = ", ".join(f"{w}: f32[{', '.join(map(str, WEIGHTS[w]))}]" for w in used)
+    program = parse(
+        f"B = dim(1, 64)\nH = dim(5, 64)\n\ndef main(x: f32[B, 4, H, 9]{', ' * bool(used)}{given}):\n"
+        f"    out = {IMAGES[name]}\n    return out\n"
+    )
+    module = schedule_gpu(lower({"main": program}, OPENCL).module, OPENCL)
+    functions = [f for f in module.functions.values() if isinstance(f, tirx.PrimFunc)]
+    assert len(functions) == 1 and has_threads(functions[0])
+    compiled = Compiled(functions[0])
+    weights = [torch.randn(WEIGHTS[w]) for w in used]
+    for batch, height in ((1, 5), (3, 12)):
+        x = torch.randn(batch, 4, height, 9)
+        (want,) = run(program, {}, x, *weights)
+        have = torch.full(want.shape, float("nan"))
+        compiled(x, *weights, have)
         torch.testing.assert_close(have, want, rtol=2e-5, atol=1e-5)

@@ -1,0 +1,173 @@
+"""A context as a file: safetensors with the caches, and in its header the tokens and whose they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from planish.errors import ArtifactError, PlanishError
+from planish.runtime.generate.capacity import PREFILL, Capacity
+from planish.runtime.generate.context import Context, check_tokens
+from planish.runtime.generate.model import Model
+from planish.runtime.manifest import EntryPoint, State
+from planish.runtime.states import States, number_type, zeros
+from planish.runtime.tensors import (
+    Array,
+    SafetensorsPayload,
+    parse_json,
+    read_metadata,
+    read_table,
+    view_tensors,
+)
+from planish.runtime.typetext import evaluate, solve, symbols
+from planish.runtime.zipwriter import replacing
+
+FORMAT, VERSION = "planish-context", "1"
+_LOGITS = "logits"
+
+
+def write_context(context: Context, path: Path, *, overwrite: bool = False) -> Path:
+    """Write a context; of caches that grow only the rows in use. The file appears when it is complete."""
+    tensors: dict[str, Array] = {}
+    states = {s.name: s for s in context.model.entry_points[PREFILL].states}
+    used = max(context.lengths)
+    for name, array in context.states.arrays().items():
+        rows = array[..., :used, :] if _grows(states.get(name), context.capacity) else array
+        tensors[name] = np.ascontiguousarray(rows)
+    for index, logits in enumerate(context.logits):
+        if logits is not None:
+            tensors[f"{_LOGITS}/{index}"] = np.ascontiguousarray(logits)
+    facts = {
+        "format": FORMAT, "version": VERSION, "model": context.model.digest,
+        "tokens": json.dumps(context.tokens, separators=(",", ":")),
+        "reach": json.dumps(context._reach),
+    }  # fmt: skip
+    facts["sha256"] = _digest(facts, tensors)
+    with replacing(path, overwrite=overwrite) as file:
+        for chunk in SafetensorsPayload(tensors, facts).chunks():
+            file.write(chunk)
+    return path
+
+
+def read_context(model: Model, path: Path) -> Context:
+    """The context in a file. PL640: damaged, or no such file; PL641: of another model."""
+    where = str(path)
+    try:
+        data = memoryview(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError("PL640", f"cannot be read: {error.strerror or error}", where=where) from None
+
+    def read(offset: int, length: int) -> bytes:
+        return bytes(data[offset : offset + length])
+
+    try:
+        facts = read_metadata(read, len(data), where=where)
+        table = read_table(read, len(data), where=where)
+    except ArtifactError as error:
+        raise _damaged(error.message, where) from None
+    if facts.get("format") != FORMAT or facts.get("version") != VERSION:
+        raise _damaged("it holds no context of a generation that this version reads", where)
+    tensors = view_tensors(data, table)
+    if facts.get("sha256") != _digest({k: v for k, v in facts.items() if k != "sha256"}, tensors):
+        raise _damaged("its content has another SHA-256 than it says", where)
+    if facts.get("model") != model.digest:
+        raise ArtifactError(
+            "PL641", "the context is that of another model", where=where,
+            hint="restore it with the artifact that wrote it",
+        )  # fmt: skip
+    try:
+        return _context(model, facts, tensors, where)
+    except PlanishError as error:
+        raise error if error.code == "PL640" else _damaged(error.message, where) from None
+
+
+def _context(model: Model, facts: Mapping[str, str], tensors: Mapping[str, Array], where: str) -> Context:
+    tokens, reach = (_json(facts.get(key, ""), where) for key in ("tokens", "reach"))
+    if not isinstance(tokens, list) or not tokens or not isinstance(reach, list) or len(reach) != len(tokens):
+        raise _damaged("its tokens are not a list", where)
+    made = Context(model, len(tokens))
+    made._tokens = [check_tokens(ids, made.capacity.vocabulary) for ids in tokens]
+    if not all(type(r) is int and r >= n for r, n in zip(reach, made.lengths, strict=True)):
+        raise _damaged("it says that fewer positions were written than there are tokens", where)
+    most = made.capacity.context
+    if most is not None and max(made.lengths) > most:
+        raise _damaged(f"it holds {max(made.lengths)} tokens, the model takes {most}", where)
+    made._reach = reach
+    made._logits = _logits(tensors, made, where)
+    entry, caches = model.entry_points[PREFILL], {}
+    stored = {name: a for name, a in tensors.items() if not name.startswith(f"{_LOGITS}/")}
+    if stored:
+        if set(stored) != {s.name for s in entry.states}:
+            raise _damaged("it holds other caches than the model has", where)
+        caches = {s.name: _cache(s, entry, stored[s.name], made, where) for s in entry.states}
+    elif max(made.lengths):
+        raise _damaged("it holds tokens, but no caches", where)
+    made.states = States(caches)
+    return made
+
+
+def _cache(state: State, entry: EntryPoint, stored: Array, context: Context, where: str) -> Array:
+    """A whole cache from its stored rows."""
+    width = context.capacity.widths[entry.name][0]
+    sizes = _sizes(entry, context.batch, width)
+    shape = tuple(state.type.sizes(sizes))
+    have = list(shape)
+    if _grows(state, context.capacity):
+        have[-2] = max(context.lengths)
+    if tuple(have) != stored.shape or stored.dtype != number_type(state.type.dtype):
+        raise _damaged(
+            f"{state.name} is {stored.dtype}{list(stored.shape)}, the model has {state.type}", where
+        )
+    made = zeros(shape, state.type.dtype)
+    if _grows(state, context.capacity):
+        made[..., : stored.shape[-2], :] = stored
+    else:
+        made[...] = stored
+    return made
+
+
+def _sizes(entry: EntryPoint, batch: int, width: int) -> dict[str, int]:
+    tokens = next(v.type for v in entry.inputs if v.type.rank == 2)
+    return solve(tokens.dims[0], batch, {}) | solve(tokens.dims[1], width, {})
+
+
+def _logits(tensors: Mapping[str, Array], context: Context, where: str) -> list[Array | None]:
+    found: list[Array | None] = [None] * context.batch
+    for index in range(context.batch):
+        row = tensors.get(f"{_LOGITS}/{index}")
+        if row is not None and (row.shape != (context.capacity.vocabulary,) or row.dtype != np.float32):
+            raise _damaged(f"its logits are {row.dtype}{list(row.shape)}", where)
+        found[index] = row
+    return found
+
+
+def _grows(state: State | None, capacity: Capacity) -> bool:
+    """Whether a state has one row for each position of the context."""
+    if state is None or capacity.context is None or state.name in capacity.rings or state.type.rank < 3:
+        return False
+    rows = state.type.dims[-2]
+    return not symbols(rows) and evaluate(rows, {}) == capacity.context
+
+
+def _digest(facts: Mapping[str, str], tensors: Mapping[str, Array]) -> str:
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        total.update(f"\0{name}\0{array.dtype.name}{list(array.shape)}\0".encode())
+        total.update(array.reshape(-1).view(np.uint8).data)
+    return total.hexdigest()
+
+
+def _json(text: str, where: str) -> Any:
+    return parse_json(text.encode(), code="PL640", where=where)
+
+
+def _damaged(what: str, where: str) -> ArtifactError:
+    return ArtifactError(
+        "PL640", what, where=where, hint="the file is damaged, or was written by something else"
+    )
