@@ -100,13 +100,17 @@ def _with_cache(
 ) -> tuple[Module, Mapping[str, Any]]:
     """The entry points that continue a text with caches, and what a host has to know of them."""
     from planish.passes.position.cache import CacheOptions, insert_cache
+    from planish.passes.position.validate import validate_cache
 
     with phases("insert-kv-cache"):
         options = CacheOptions(
-            context=wanted.context or _context(program), batch=wanted.batch, chunk=wanted.chunk, extend=wanted.extend
+            wanted.context or _context(program), wanted.batch, wanted.chunk, wanted.rings, wanted.extend, wanted.edit
         )  # fmt: skip
         made = insert_cache(program, weights, options)
-        return made.module, made.generation
+    if wanted.validate:
+        with phases("validate"):
+            validate_cache(program, weights, made)
+    return made.module, made.generation
 
 
 def _context(program: Program) -> int:

@@ -42,20 +42,27 @@ class GenerateOptions:
     ``context`` is the largest number of tokens of a sequence (None: 2048, or as many as the model takes if these are
     fewer), ``batch`` the number of sequences (None: any), ``chunk`` the most tokens that one call takes (None: what
     suits the model), ``extend`` whether there is an entry point that gives logits for all rows, which checks drafts.
+    ``rings`` lets layers that see a window keep no more than that; ``edit`` adds an entry point that moves rows of the
+    caches, where the model allows it and no layer is a ring. ``validate`` compares the steps with the program they are
+    made of, on random tokens, and refuses them if they differ (PL520, PL521).
     """
 
     context: int | None = None
     batch: int | None = 1
     chunk: int | None = None
     extend: bool = True
+    rings: bool = True
+    edit: bool = True
+    validate: bool = True
 
     def __post_init__(self) -> None:
         for name in ("context", "batch", "chunk"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise UsageError("PL824", f"{name}={_short(value)} is not a whole number from 1")
-        if not isinstance(self.extend, bool):
-            raise UsageError("PL824", f"extend={_short(self.extend)} is neither True nor False")
+        for name in ("extend", "rings", "edit", "validate"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError("PL824", f"{name}={_short(getattr(self, name))} is neither True nor False")
 
 
 def read_generate(given: Any) -> GenerateOptions | None:

@@ -10,11 +10,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from planish.frontend import api, yardstick
+from planish.frontend.config import GenerateOptions
 from planish.frontend.report import Report
 
 if TYPE_CHECKING:
     from planish.frontend.capture.base import Captured
     from planish.frontend.yardstick import Memory, Speed, Tokens
+    from planish.ir.node import Program
 
 HEADS = yardstick.Heads(queries=9, keys=3)
 TARGET = "cpu{activation_bits=8}"
@@ -38,7 +40,10 @@ SHARE, ROOM = 0.17, 150 * 1000 * 1000
 """The largest share of the fp32 bytes for int4, and the bytes that a process may take beyond its artifact."""
 
 SAME = 1e-4
-COUNTS = {"planish.attention": 30, "aten.rms_norm": 61, "planish.rope": 60}
+CONTEXT = 1024
+PROMPT, ANSWER = "In two sentences: why do cats purr?", 64
+"""What the compressed model is asked at the end, and how many tokens it may answer."""
+COUNTS = {"planish.attend": 30, "aten.rms_norm": 61, "planish.rope": 60}
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,10 @@ class Showcase:
             tuple(self.checks), perf_counter() - begin,
         )  # fmt: skip
 
+    def load(self, name: str) -> api.Compiled:
+        """One of the models that were stored, ready to run."""
+        return api.load(self._path(name), verify="off", allow_native_code=True)
+
     def _step(self, name: str) -> _Step:
         return _Step(name, self.tell)
 
@@ -134,8 +143,6 @@ class Showcase:
         begin = perf_counter()
         report = self._store(name, pipeline, rescaled)
         seconds = perf_counter() - begin
-        if name == INT4:
-            self._check_recognised(name)
         measured = self._perplexity(name, windows)
         beside = None
         if plain is not None:
@@ -145,25 +152,30 @@ class Showcase:
         row = Row(name, report.pipeline, self._path(name).stat().st_size, error, measured, beside, seconds)
         return row, report
 
-    def _compiled(self, pipeline: str, captured: Captured) -> api.Compiled:
+    def _compiled(
+        self, pipeline: str, captured: Captured, generate: GenerateOptions | None = None
+    ) -> api.Compiled:
         return api.compile_captured(
-            captured, api.make_options(passes=pipeline, target=TARGET, seed=self.seed)
+            captured, api.make_options(passes=pipeline, target=TARGET, seed=self.seed, generate=generate)
         )
 
     def _store(self, name: str, pipeline: str, captured: Captured) -> Report:
         """Compile and write one artifact."""
-        with self._step(f"compile {name}"), self._compiled(pipeline, captured) as compiled:
+        generate = GenerateOptions(context=CONTEXT) if name == INT4 else None
+        with self._step(f"compile {name}"), self._compiled(pipeline, captured, generate) as compiled:
             compiled.export(self._path(name), overwrite=True)
+            if name == INT4:
+                self._check_recognised(compiled.program)
             return compiled.report
 
     def _perplexity(self, name: str, windows: Tokens) -> float:
-        with self._step(f"perplexity {name}"), api.load(self._path(name), verify="off") as model:
+        with self._step(f"perplexity {name}"), self.load(name) as model:
             return yardstick.perplexity(yardstick.runner(model), windows)
 
     def _speed(self, windows: Tokens) -> Speed:
         names = (FP32, INT4)
         with self._step("prefill"):
-            models = [api.load(self._path(name), verify="off") for name in names]
+            models = [self.load(name) for name in names]
             try:
                 return yardstick.prefill([yardstick.runner(m) for m in models], windows[:1])
             finally:
@@ -181,9 +193,7 @@ class Showcase:
         found = yardstick.largest_difference(left, right)
         self._check("the re-scaled model computes the same", f"largest difference {found:.1e}", found <= SAME)
 
-    def _check_recognised(self, name: str) -> None:
-        with api.load(self._path(name), verify="off") as model:
-            program = model.program
+    def _check_recognised(self, program: Program) -> None:
         found = {op: program.count(op) for op in COUNTS}
         shown = ", ".join(f"{count} {op.partition('.')[2]}" for op, count in found.items())
         self._check("all attentions, norms and rotary embeddings are found", shown, found == COUNTS)

@@ -102,8 +102,16 @@ def perplexity(run: Run, windows: Tokens, batch: int = 1) -> float:
 
 
 def runner(compiled: Compiled) -> Run:
-    """What computes logits from tokens, of a compiled language model."""
-    return lambda tokens: compiled.run({"input_ids": tokens})["logits"]
+    """What computes logits from tokens, of a compiled language model; of one with caches, each call begins anew."""
+    if compiled.generation is None:
+        return lambda tokens: compiled.run({"input_ids": tokens})["logits"]
+
+    def run(tokens: Tokens) -> Any:
+        start = np.zeros(len(tokens), np.int64)
+        feeds = {"input_ids": tokens, "start": start, "count": start + tokens.shape[1]}
+        return compiled.run(feeds, "extend")["logits"]
+
+    return run
 
 
 @dataclass(frozen=True)

@@ -149,10 +149,10 @@ def _print_one(program: Program, sources: bool, align: bool = True) -> str:
         if sources and origin is not None and origin.source:
             line += f"  # {origin.source}"
         lines.append(line)
-    result = ", ".join(names[o] for o in program.outputs)
+    results = [names[o] for o in program.outputs]
     if program.states:
-        result += ", {" + ", ".join(f"{k!r}: {names[n]}" for k, n in program.states) + "}"
-    lines.append(f"    return {result}")
+        results.append("{" + ", ".join(f"{k!r}: {names[n]}" for k, n in program.states) + "}")
+    lines.append(f"    return {', '.join(results)}")
     return "\n".join(lines) + "\n"
 
 

@@ -202,6 +202,7 @@ def read_generation(value: Any, entries: Mapping[str, EntryPoint], where: str) -
     ``context`` tokens fit into the caches of a sequence, ``chunk`` is the most that one call takes, ``batch`` the
     number of sequences (None: any), ``token_input`` the input of tokens, ``vocabulary`` the number of logits.
     ``rings`` says for each state that keeps only its last rows its ``capacity`` and the ``window`` that is seen.
+    ``no_edit``, where it is there, is why there is no entry point ``move``, which moves rows of caches.
     """
     at = f"{where}: generation"
     if not isinstance(value, dict):
@@ -211,6 +212,8 @@ def read_generation(value: Any, entries: Mapping[str, EntryPoint], where: str) -
         made[key] = _whole(value, key, at)
     made["batch"] = value.get("batch")
     tokens = made["token_input"] = _string(value.get("token_input"), "token_input", at)
+    if "no_edit" in value:
+        made["no_edit"] = _string(value["no_edit"], "no_edit", at)
     for name in ("prefill", "decode"):
         if name not in entries or tokens not in {v.name for v in entries[name].inputs}:
             raise _invalid(f"there is no entry point {name} that takes {tokens[:40]!r}", at)

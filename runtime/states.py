@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from planish.errors import ShapeError
+from planish.errors import ShapeError, UsageError
 from planish.runtime.manifest import EntryPoint
 from planish.runtime.runner import Runner
 from planish.runtime.tensors import ALIGNMENT, Array, element_type
+from planish.runtime.typetext import solve, symbols
 
 _NUMPY = {"bool": "bool", "f16": "float16", "f32": "float32", "f64": "float64", "c64": "complex64"}
 _SMALL = {"bf16": "BF16", "f8e4m3": "F8_E4M3", "f8e5m2": "F8_E5M2"}
@@ -35,6 +36,9 @@ class States:
 
     def __bool__(self) -> bool:
         return bool(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
 
     @property
     def nbytes(self) -> int:
@@ -95,8 +99,9 @@ class States:
         if self._values and key in self._checked:
             return
         self._bytes = 0
+        known = self._known(entry, sizes)
         for state in entry.states:
-            shape = tuple(state.type.sizes(sizes))
+            shape = tuple(state.type.sizes(known))
             self._bytes += int(np.prod(shape, dtype=np.int64)) * number_type(state.type.dtype).itemsize
             if state.name not in self._values:
                 self._values[state.name] = zeros(shape, state.type.dtype)
@@ -109,6 +114,22 @@ class States:
         if len(self._checked) >= _CHECKED:
             self._checked.clear()
         self._checked.add(key)
+
+    def _known(self, entry: EntryPoint, sizes: Mapping[str, int]) -> Mapping[str, int]:
+        """The sizes of a call with those that only states tell; PL881 if such a state is not there yet."""
+        known = dict(sizes)
+        for state in entry.states:
+            have = tuple(getattr(self._values.get(state.name), "shape", ()))
+            for dim, size in zip(state.type.dims, have):
+                known |= solve(dim, int(size), known)
+        for state in entry.states:
+            lacking = sorted(set().union(*map(symbols, state.type.dims)) - set(known))
+            if lacking:
+                raise UsageError(
+                    "PL881", f"the state {state.name}: {state.type} is not there yet, so that {lacking[0]} is unknown",
+                    where=entry.name, hint="run the entry point that makes it first",
+                )  # fmt: skip
+        return known
 
     def _value(self, name: str, model: Runner) -> Any:
         value, holder = self._values[name], self._holders.get(name)

@@ -120,7 +120,9 @@ def tune(programs: Sequence[Program], isas: Sequence[Isa], machine: Machine, tun
                 f"tuned for {job.isa.name}: {record.variant} takes {record.ratio:.2f} of the time in {job.text}"
             )
     if left_out:
-        notes.append(f"not tuned, as the time, {tuning.seconds:g} s, was over: {left_out} of the kernels")
+        notes.append(
+            f"not tuned, as {tuning.seconds:g} s were over or other programs were busy: {left_out} of the kernels"
+        )
     return Tuned(chosen, (*notes, *records.problems), tuple(table), measured, reused)
 
 

@@ -16,6 +16,7 @@ from planish.backends.tvm.isa import Isa
 from planish.backends.tvm.kernel_cost import Sizes, shape_at
 from planish.backends.tvm.stand_in import stand_in
 from planish.backends.tvm.tune import Job, Rounds
+from planish.backends.tvm.tune_quiet import Watch
 from planish.ir.node import Node
 from planish.ir.types import evaluate
 from planish.runtime.tvm_library import load_runtime
@@ -26,6 +27,9 @@ ROUNDS = 15
 
 SLICE = 2e-3
 """Seconds that a variant runs for in one round, or one call."""
+
+ATTEMPTS = 3
+"""How often is timed until other programs are quiet: what is seen beside them is not what is seen alone."""
 
 STORED = 64 << 20
 """Bytes up to which there are copies of stored operands: as many as the program has such kernels.
@@ -46,7 +50,7 @@ class Timer:
     def __call__(
         self, job: Job, variants: Sequence[Variant], left: Callable[[], float]
     ) -> Sequence[Rounds] | None:
-        """Rounds for every size of a job; None if the time is over before all is measured."""
+        """Rounds for every size of a job; None if the time is over before all is measured, or others are busy."""
         if self._kernel != (job.text, job.isa.name):
             self._kernel, self._made = (job.text, job.isa.name), {}
         for each in variants:
@@ -58,7 +62,7 @@ class Timer:
         functions = [self._made[each] for each in variants]
         made = []
         for sizes in job.sizes:
-            rounds = timed(functions, operands(job, sizes), left)
+            rounds = quietly(functions, operands(job, sizes), left, self.threads)
             if rounds is None:
                 return None
             made.append(rounds)
@@ -148,6 +152,18 @@ class _Turn:
         end = perf_counter()
         self.place = place
         return end - begin
+
+
+def quietly(
+    functions: Sequence[Any], sets: list[tuple[Any, ...]], left: Callable[[], float], threads: int
+) -> list[list[float]] | None:
+    """What :func:`timed` gives, when other programs leave the processors alone; None if they never do."""
+    for _ in range(ATTEMPTS):
+        watch = Watch(threads)
+        rounds = timed(functions, sets, left)
+        if rounds is None or watch.is_quiet():
+            return rounds
+    return None
 
 
 def timed(

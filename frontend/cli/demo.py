@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from planish.frontend.cli import common
+
+if TYPE_CHECKING:
+    from planish.frontend.showcase import Showcase
 
 
 def demo(
@@ -43,6 +46,24 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="planish-demo-") as scratch:
         folder = output or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        found = Showcase(folder, tokens, seed, plain, out.phase).run()
-    out.result(render(found), summary(found))
+        show = Showcase(folder, tokens, seed, plain, out.phase)
+        found = show.run()
+        out.result(render(found), summary(found))
+        if not json:
+            _answer(show)
     return 0 if all(check.holds for check in found.checks) else 1
+
+
+def _answer(show: Showcase) -> None:
+    """The model in 4 bits answers, token by token; figures follow."""
+    import sys
+
+    from planish.frontend.showcase import ANSWER, INT4, PROMPT
+
+    with show.load(INT4) as model:
+        pieces = model.generate(PROMPT, chat=True, max_tokens=ANSWER, stream=True)
+        sys.stdout.write(f"\nThe model in 4 bits is asked: {PROMPT}\n\n")
+        for piece in pieces:
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
+        sys.stdout.write(f"\n\n{pieces.result.statistics}\n")

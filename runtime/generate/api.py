@@ -9,10 +9,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from planish.errors import UsageError
+from planish.runtime.generate.begin import lacking, read_inputs
 from planish.runtime.generate.capacity import EXTEND
 from planish.runtime.generate.chat import chat_text
+from planish.runtime.generate.checks import check_tokens, no_tokenizer
 from planish.runtime.generate.completion import Completion, Piece
-from planish.runtime.generate.context import Context, check_tokens
+from planish.runtime.generate.context import Context
 from planish.runtime.generate.draft import MOST
 from planish.runtime.generate.loop import Options, Run
 from planish.runtime.generate.model import Model
@@ -26,8 +28,9 @@ class Stream:
     """Pieces of text as they are generated; afterwards :attr:`result` holds the whole."""
 
     def __init__(
-        self, model: Model, batch: Sequence[list[int]], options: Options, context: Context | None
-    ) -> None:
+        self, model: Model, batch: Sequence[list[int]], options: Options, context: Context | None,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self._tokenizer = model.tokenizer
         self._completions: list[Completion] = []
         self.single = False
@@ -40,6 +43,8 @@ class Stream:
             )
             for at in range(0, len(batch), size)
         ]  # fmt: skip
+        if inputs is not None:
+            self._runs[0].context.begin(inputs)
         self._pieces = self._all()
 
     @property
@@ -82,6 +87,7 @@ def generate(
     *,
     stream: bool | Listener = False,
     context: Context | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Any:
     """Continue a prompt, or a list of prompts; see :meth:`planish.runtime.generate.model.Model.generate`."""
     batch, single = _batch(model, prompt, request.chat)
@@ -91,11 +97,12 @@ def generate(
             "PL878", f"the context holds {context.batch} sequences of {'this' if context.model is model else 'another'}"
             f" model, there are {len(batch)} prompts",
         )  # fmt: skip
+    _check_inputs(model, inputs, context, len(batch))
     for index, ids in enumerate(batch):
         if not ids and (context is None or context.logits[index] is None):
             where = None if single else f"prompt {index}"
             raise UsageError("PL872", "the prompt is empty", where=where, hint="give at least one token")
-    made = Stream(model, batch, options, context)
+    made = Stream(model, batch, options, context, inputs)
     made.single = single
     if stream is True:
         return made
@@ -107,6 +114,21 @@ def generate(
 
 def _context(model: Model, size: int) -> Context:
     return Context(model, max(size, model.capacity.batch[0]))
+
+
+def _check_inputs(
+    model: Model, inputs: Mapping[str, Any] | None, context: Context | None, count: int
+) -> None:
+    """PL881 unless there is what the model reads before tokens, for a context that has not read it; PL878 as there."""
+    if inputs is None:
+        if context is None and model.capacity.given:
+            raise lacking(model)
+        return
+    if context is not None:
+        raise UsageError("PL881", "a context that is given has read its inputs", hint="leave out one of them")
+    if count > model.capacity.batch[1]:
+        raise UsageError("PL878", f"there are {count} prompts, with inputs at most {model.capacity.batch[1]}")
+    read_inputs(model, inputs, max(count, model.capacity.batch[0]))
 
 
 def _batch(model: Model, prompt: Any, chat: bool) -> tuple[list[list[int]], bool]:
@@ -137,7 +159,7 @@ def _tokens(model: Model, prompt: Any, chat: bool) -> list[int]:
         return check_tokens(prompt, vocabulary)
     tokenizer = model.tokenizer
     if tokenizer is None:
-        raise _no_tokenizer("text becomes tokens")
+        raise no_tokenizer("text becomes tokens")
     if not prompt:
         return []
     if messages or chat:
@@ -159,7 +181,7 @@ def _options(model: Model, request: Request) -> Options:
     if any(not s for s in texts):
         raise UsageError("PL824", "stop has an empty text")
     if texts and tokenizer is None:
-        raise _no_tokenizer("stop has texts")
+        raise no_tokenizer("stop has texts")
     ids = check_tokens([s for s in stops if not isinstance(s, str)], model.capacity.vocabulary)
     ends = tokenizer.stops if tokenizer is not None else frozenset()
     return Options(most, sampling, texts, ends | frozenset(ids), _drafts(model, sampling, request.speculate))
@@ -184,10 +206,3 @@ def _drafts(model: Model, sampling: Sampling, speculate: Any) -> int:
             hint="compile it with GenerateOptions(extend=True)",
         )  # fmt: skip
     return most
-
-
-def _no_tokenizer(why: str) -> UsageError:
-    return UsageError(
-        "PL874", f"the model has no tokenizer, and {why}",
-        hint="give the prompt and the stops as tokens",
-    )  # fmt: skip

@@ -10,8 +10,9 @@ from planish.errors import ArtifactError, UsageError
 from planish.runtime.manifest import EntryPoint
 from planish.runtime.typetext import evaluate, symbols
 
-PREFILL, DECODE, EXTEND = "prefill", "decode", "extend"
+PREFILL, DECODE, EXTEND, MOVE, BEGIN = "prefill", "decode", "extend", "move", "begin"
 START, COUNT, LOGITS = "start", "count", "logits"
+FIRST, BY = "first", "by"
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Capacity:
     """How much a model takes: ``context`` tokens in its caches (None: any number), ``chunk`` tokens in one call.
 
     ``batch`` and ``widths`` are the smallest and the largest number of sequences, and of tokens by entry point.
+    ``no_move`` is why rows of the caches cannot be moved, or None if they can; ``given`` names what the model reads
+    before any token, such as the text of an encoder.
     """
 
     context: int | None
@@ -40,6 +43,8 @@ class Capacity:
     vocabulary: int
     rings: Mapping[str, Ring] = field(default_factory=dict)
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    no_move: str | None = "the model was compiled without it"
+    given: tuple[str, ...] = ()
 
     def slack(self) -> int | None:
         """How many tokens can always be taken back; None if all of them can."""
@@ -66,6 +71,9 @@ def read_capacity(
     layers = {_layer(s.name) for s in entries[PREFILL].states}
     endless = bool(layers) and layers <= {_layer(name) for name in rings}
     ranges = {name: _ranges(entries[name], tokens, dims, where) for name in _known(entries)}
+    if MOVE in entries:
+        _check_move(entries, where)
+    begin = entries.get(BEGIN)
     return Capacity(
         context=None if endless else table["context"],
         chunk=min(table["chunk"], *(widths[1] for name, (_, widths) in ranges.items() if name != DECODE)),
@@ -74,11 +82,23 @@ def read_capacity(
         vocabulary=table["vocabulary"],
         rings=rings,
         widths={name: widths for name, (_, widths) in ranges.items()},
+        no_move=None if MOVE in entries else str(table.get("no_edit") or Capacity.no_move),
+        given=() if begin is None else tuple(v.name for v in begin.inputs),
     )
 
 
 def _known(entries: Mapping[str, EntryPoint]) -> list[str]:
     return [name for name in (PREFILL, DECODE, EXTEND) if name in entries]
+
+
+def _check_move(entries: Mapping[str, EntryPoint], where: str) -> None:
+    """The entry point that moves rows takes two numbers for each sequence, and has caches of the model."""
+    entry = entries[MOVE]
+    kinds = {v.name: v.type for v in entry.inputs}
+    if set(kinds) != {FIRST, BY} or any(k.rank != 1 or k.dtype != "i64" for k in kinds.values()):
+        raise _invalid(f"{entry} does not take {FIRST} and {BY}, numbers for each sequence", where)
+    if not {s.name for s in entry.states} <= {s.name for s in entries[PREFILL].states}:
+        raise _invalid(f"{entry} has other states than {PREFILL}", where)
 
 
 def _batch(fixed: int | None, ranges: list[tuple[int, int]], where: str) -> tuple[int, int]:

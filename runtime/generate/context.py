@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from planish.errors import UsageError
-from planish.runtime.generate.capacity import COUNT, DECODE, EXTEND, LOGITS, PREFILL, START
+from planish.runtime.generate.capacity import (
+    BEGIN,
+    BY,
+    COUNT,
+    DECODE,
+    EXTEND,
+    FIRST,
+    LOGITS,
+    MOVE,
+    PREFILL,
+    START,
+)
+from planish.runtime.generate.checks import check_tokens, no_tokenizer, other_number, overflow
+from planish.runtime.generate.edits import Edit, Moves, applied, difference, moves_of, planned
 from planish.runtime.generate.model import Model
 from planish.runtime.states import States
 from planish.runtime.tensors import Array
@@ -35,6 +48,7 @@ class Context:
         self._tokens: list[list[int]] = [[] for _ in range(self.batch)]
         self._reach = [0] * self.batch
         self._logits: list[Array | None] = [None] * self.batch
+        self._stale: set[int] = set()
         self._lock = threading.RLock()
 
     @property
@@ -54,13 +68,32 @@ class Context:
 
     @property
     def logits(self) -> tuple[Array | None, ...]:
-        """The logits ``f32[V]`` after the last token of every sequence; None where it is not known."""
-        return tuple(self._logits)
+        """The logits ``f32[V]`` after the last token of every sequence; None where they are not known.
+
+        Where tokens were edited, the last one is read again for them.
+        """
+        with self._lock:
+            self._refresh()
+            return tuple(self._logits)
 
     @property
     def nbytes(self) -> int:
         """The bytes of the caches; 0 before the first call."""
         return self.states.nbytes
+
+    def begin(self, inputs: Mapping[str, Any]) -> None:
+        """Let a model with an encoder read what comes before tokens: arrays by the names in ``capacity.given``.
+
+        Once, before the first token. Raises before anything runs: PL351 to PL358 as for every call, PL878 (another
+        number of sequences), PL881 (there are tokens already, or the model reads nothing else).
+        """
+        from planish.runtime.generate.begin import read_inputs
+
+        with self._lock:
+            arrays, _ = read_inputs(self.model, inputs, self.batch)
+            if self._begun or any(self.lengths):
+                raise UsageError("PL881", "the context has begun already", hint="make another one")
+            self.model.run(arrays, BEGIN, states=self.states)
 
     def extend(self, tokens: Sequence[Any], *, every: bool = False) -> list[Any]:
         """Read more tokens: a list for a single sequence, else a list of lists, of which some may be empty.
@@ -68,7 +101,7 @@ class Context:
         Gives for every sequence the logits ``f32[V]`` after its last token (None if it got none and none are known),
         or with ``every`` those after each of its new tokens, ``f32[N, V]``. Long lists are read in chunks. Raises
         before anything runs: PL871 (they do not fit), PL873 (no such token), PL877 (``every``, which needs the
-        entry point ``extend``), PL878 (another number of sequences).
+        entry point ``extend``), PL878 (another number of sequences), PL881 (the model has to :meth:`begin`).
         """
         given = self._checked(tokens)
         if every and EXTEND not in self.model.entry_points:
@@ -77,6 +110,7 @@ class Context:
                 hint="compile it with GenerateOptions(extend=True)",
             )  # fmt: skip
         with self._lock:
+            self._check_begun()
             self._check_room(given)
             rows: list[list[Array]] = [[] for _ in given]
             for begin in range(0, max(map(len, given)), self.capacity.chunk):
@@ -86,7 +120,7 @@ class Context:
             if every:
                 empty = np.empty((0, self.capacity.vocabulary), np.float32)
                 return [np.concatenate([empty, *found]) for found in rows]
-            return list(self._logits)
+            return list(self.logits)
 
     def step(self, tokens: Sequence[int | None]) -> list[Any]:
         """Read one token of every sequence; None lets a sequence rest. Gives what :meth:`extend` gives."""
@@ -99,7 +133,7 @@ class Context:
         """
         counts = [count] * self.batch if isinstance(count, int) else list(count)
         if len(counts) != self.batch:
-            raise _other_number(len(counts), self.batch)
+            raise other_number(len(counts), self.batch)
         with self._lock:
             for each, length, reach in zip(counts, self.lengths, self._reach, strict=True):
                 if type(each) is not int or not 0 <= each <= length:
@@ -113,6 +147,7 @@ class Context:
                 if each:
                     del self._tokens[index][-each:]
                     self._logits[index] = None
+                    self._stale.discard(index)
                     if not self._tokens[index]:
                         self._reach[index] = 0
 
@@ -124,7 +159,63 @@ class Context:
             made._tokens = [list(ids) for ids in self._tokens]
             made._reach = list(self._reach)
             made._logits = list(self._logits)
+            made._stale = set(self._stale)
             return made
+
+    def edit(self, start: int, stop: int, tokens: Sequence[int] = (), sequence: int = 0) -> None:
+        """Put ``tokens`` in the place of those from ``start`` to before ``stop``; see :meth:`edits`."""
+        self.edits([(start, stop, tokens)], sequence)
+
+    def edits(self, edits: Iterable[Any], sequence: int = 0) -> tuple[Edit, ...]:
+        """Make several edits ``(start, stop, tokens)`` of a sequence, places counted before the first of them.
+
+        Only the new tokens are read. What stands behind keeps what it had made of the old ones, and moves: exact in
+        the first layer, approximate in later ones; exact where nothing stands behind. Gives what was left to do
+        after equal tokens at the ends. If the model fails while it reads, the tokens before the first edit are left.
+
+        Raises before anything runs: PL871 (they do not fit), PL873 (no such token), PL879 (the model's rows cannot be
+        moved; edits that change no places are possible where nothing is a ring), PL880 (no such place or sequence).
+        """
+        with self._lock:
+            old = self._tokens[self._index(sequence)]
+            todo = planned(edits, old, self.capacity.vocabulary)
+            if not todo:
+                return ()
+            made = applied(todo, old)
+            if self.capacity.context is not None and len(made) > self.capacity.context:
+                raise overflow(len(old), len(made) - len(old), self.capacity.context)
+            work = moves_of(todo, len(old))
+            self._check_movable(todo, work, sequence)
+            self._make(todo, work, made, sequence)
+            return tuple(todo)
+
+    def text(self, sequence: int = 0) -> str:
+        """The text of a sequence, with that of special tokens; PL874 if the model has no tokenizer."""
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            raise no_tokenizer("tokens become text")
+        return tokenizer.decode(self._tokens[self._index(sequence)], special=True)
+
+    def edit_text(self, text: str, sequence: int = 0) -> tuple[Edit, ...]:
+        """Make ``text`` the whole text of a sequence by :meth:`edits` of the tokens that differ, and give these.
+
+        Special tokens are as :meth:`text` spells them; those that prompts begin with may be left out.
+        """
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            raise no_tokenizer("text becomes tokens")
+        with self._lock:
+            old = self._tokens[self._index(sequence)]
+            ways = [difference(old, tokenizer.encode(text, special=special)) for special in (False, True)]
+            return self.edits(min(ways, key=_changed), sequence)
+
+    def replace_text(self, old: str, new: str, sequence: int = 0) -> tuple[Edit, ...]:
+        """Replace a text by another one wherever it stands; see :meth:`edit_text`. PL880 if it is not there."""
+        with self._lock:
+            text = self.text(sequence)
+            if not old or old not in text:
+                raise UsageError("PL880", f"the text {old[:80]!r} is not in the context")
+            return self.edit_text(text.replace(old, new), sequence)
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write tokens and caches to a safetensors file that :meth:`restore` reads; PL614 if it is there already."""
@@ -150,7 +241,7 @@ class Context:
         if not any(isinstance(row, (Sequence, np.ndarray)) and not isinstance(row, str) for row in rows):
             rows = [rows]
         if len(rows) != self.batch:
-            raise _other_number(len(rows), self.batch)
+            raise other_number(len(rows), self.batch)
         return [check_tokens(row, self.capacity.vocabulary) for row in rows]
 
     def _check_room(self, given: list[list[int]]) -> None:
@@ -160,55 +251,117 @@ class Context:
                 raise overflow(length, len(more), context)
 
     def _feed(self, part: list[list[int]], every: bool) -> list[Array]:
-        """One call of the model; gives for every sequence the logits of its new tokens, or of the last one."""
+        """One call of the model on more tokens; gives the logits of the new ones, or of the last one."""
+        rows = self._call(part, self.lengths, every)
+        for index, more in enumerate(part):
+            if more:
+                self._tokens[index] += more
+                self._know(index, rows[index][-1])
+        return rows
+
+    def _call(self, part: list[list[int]], places: Sequence[int], every: bool = False) -> list[Array]:
+        """Read tokens at places of each sequence; gives the logits of all of them, or of the last one."""
         longest = max(map(len, part))
         entry = DECODE if longest == 1 else EXTEND if every else PREFILL
         width = max(longest, self.capacity.widths[entry][0])
         ids = np.zeros((self.batch, width), self._token_type(entry))
         for row, more in zip(ids, part, strict=True):
             row[: len(more)] = more
-        start, count = np.array(self.lengths, np.int64), np.array([len(more) for more in part], np.int64)
+        start, count = np.array(places, np.int64), np.array([len(more) for more in part], np.int64)
         # Code may write to the caches and fail then: these positions are lost either way.
         self._reach = [
-            max(r, len(t) + len(m)) for r, t, m in zip(self._reach, self._tokens, part, strict=True)
+            max(r, place + len(m)) for r, place, m in zip(self._reach, places, part, strict=True)
         ]
         feeds = {self.capacity.token_input: ids, START: start, COUNT: count}
         outputs = self.model.run(feeds, entry, states=self.states)
         logits = outputs[LOGITS] if LOGITS in outputs else next(iter(outputs.values()))
-        rows: list[Array] = []
-        for index, more in enumerate(part):
-            found = logits[index, : len(more) if every else 1].astype(np.float32, copy=False)
-            rows.append(found)
-            if more:
-                self._tokens[index] += more
-                self._logits[index] = found[len(more) - 1 if every else 0]
-        return rows
+        return [
+            logits[index, : len(more) if every else 1].astype(np.float32, copy=False)
+            for index, more in enumerate(part)
+        ]
+
+    def _know(self, index: int, logits: Array | None) -> None:
+        self._logits[index] = logits
+        self._stale.discard(index)
+
+    def _refresh(self) -> None:
+        """Read the last token again where an edit has made its logits stale."""
+        if not self._stale:
+            return
+        part = [ids[-1:] if i in self._stale else [] for i, ids in enumerate(self._tokens)]
+        places = [n - len(more) for n, more in zip(self.lengths, part, strict=True)]
+        for index, rows in enumerate(self._call(part, places)):
+            if part[index]:
+                self._know(index, rows[-1])
+
+    def _make(self, todo: list[Edit], work: Moves, made: list[int], sequence: int) -> None:
+        """Move rows and read new tokens; until all is done, only the tokens before the first edit count."""
+        length = len(self._tokens[sequence])
+        self._tokens[sequence] = made[: todo[0].start]
+        self._know(sequence, None)
+        if not self._tokens[sequence]:
+            self._reach[sequence] = 0
+        for first, by in work.moves:
+            # The rows of other sequences that stand behind all of theirs move by nothing.
+            firsts = np.full(self.batch, self.capacity.context, np.int64)
+            shifts = np.zeros(self.batch, np.int64)
+            firsts[sequence], shifts[sequence] = first, by
+            self.model.run({FIRST: firsts, BY: shifts}, MOVE, states=self.states)
+        found: Array | None = None
+        for place, tokens in work.reads:
+            for begin in range(0, len(tokens), self.capacity.chunk):
+                part: list[list[int]] = [[] for _ in self._tokens]
+                part[sequence] = list(tokens[begin : begin + self.capacity.chunk])
+                places = list(self.lengths)
+                places[sequence] = place + begin
+                found = self._call(part, places)[sequence][-1]
+        self._tokens[sequence] = made
+        self._reach[sequence] = max(self._reach[sequence], len(made))
+        if todo[-1].tokens and todo[-1].stop == length:
+            self._know(sequence, found)
+        elif made:
+            self._stale.add(sequence)
+
+    def _index(self, sequence: int) -> int:
+        if type(sequence) is not int or not 0 <= sequence < self.batch:
+            raise UsageError(
+                "PL880", f"there is no sequence {sequence!r}", hint=f"there are 0 to {self.batch - 1}"
+            )
+        return sequence
+
+    def _check_movable(self, todo: list[Edit], work: Moves, sequence: int) -> None:
+        """PL879 unless the caches can follow the edits."""
+        rings = self.capacity.rings
+        why = self.capacity.no_move if work.moves else None
+        if rings:
+            # At the end a ring only goes back; the token before is read again where none comes after it.
+            length, reach = len(self._tokens[sequence]), self._reach[sequence]
+            kept = todo[0].start if todo[0].tokens else max(todo[0].start - 1, 0)
+            if len(todo) > 1 or todo[0].stop < length:
+                why = "layers that see a window keep only their last rows"
+            elif not all(ring.keeps(kept, reach) for ring in rings.values()):
+                why = "a ring has lost what stood before them"
+        if why is not None:
+            raise UsageError(
+                "PL879", f"these tokens cannot be edited: {why}",
+                hint=f"take back what stands behind {todo[0].start} tokens, and read it anew",
+            )  # fmt: skip
+
+    @property
+    def _begun(self) -> bool:
+        entry = self.model.entry_points.get(BEGIN)
+        return entry is not None and any(state.name in self.states for state in entry.states)
+
+    def _check_begun(self) -> None:
+        if self.capacity.given and not self._begun:
+            from planish.runtime.generate.begin import lacking
+
+            raise lacking(self.model)
 
     def _token_type(self, entry: str) -> str:
         inputs = {v.name: v.type.dtype for v in self.model.entry_points[entry].inputs}
         return "int64" if inputs[self.capacity.token_input] == "i64" else "int32"
 
 
-def check_tokens(tokens: Any, vocabulary: int) -> list[int]:
-    """Tokens as plain numbers; PL873 if one is no whole number from 0 below the size of the vocabulary."""
-    if isinstance(tokens, str) or not isinstance(tokens, (Sequence, np.ndarray)):
-        raise UsageError("PL873", f"a list of tokens is needed, not {type(tokens).__name__}")
-    made: list[int] = []
-    for token in tokens:
-        whole = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
-        if not whole or not 0 <= token < vocabulary:
-            raise UsageError("PL873", f"{token!r} is no token", hint=f"tokens are 0 to {vocabulary - 1}")
-        made.append(int(token))
-    return made
-
-
-def overflow(length: int, more: int, context: int) -> UsageError:
-    """The error for a context that is too small."""
-    return UsageError(
-        "PL871", f"{more} more tokens after {length} do not fit: the context holds {context}",
-        hint="shorten the prompt, lower max_tokens, or compile with a larger context",
-    )  # fmt: skip
-
-
-def _other_number(given: int, batch: int) -> UsageError:
-    return UsageError("PL878", f"{given} sequences were given, the context has {batch}")
+def _changed(edits: list[Edit]) -> int:
+    return sum(len(e.tokens) + e.stop - e.start for e in edits)

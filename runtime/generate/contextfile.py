@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from planish.errors import ArtifactError, PlanishError
-from planish.runtime.generate.capacity import PREFILL, Capacity
-from planish.runtime.generate.context import Context, check_tokens
+from planish.runtime.generate.capacity import BEGIN, PREFILL, Capacity
+from planish.runtime.generate.checks import check_tokens
+from planish.runtime.generate.context import Context
 from planish.runtime.generate.model import Model
 from planish.runtime.manifest import EntryPoint, State
 from planish.runtime.states import States, number_type, zeros
@@ -102,19 +103,30 @@ def _context(model: Model, facts: Mapping[str, str], tensors: Mapping[str, Array
     entry, caches = model.entry_points[PREFILL], {}
     stored = {name: a for name, a in tensors.items() if not name.startswith(f"{_LOGITS}/")}
     if stored:
-        if set(stored) != {s.name for s in entry.states}:
+        states = entry.states if max(made.lengths) else _begun(model, stored)
+        if set(stored) != {s.name for s in states}:
             raise _damaged("it holds other caches than the model has", where)
-        caches = {s.name: _cache(s, entry, stored[s.name], made, where) for s in entry.states}
+        caches = {s.name: _cache(s, entry, stored[s.name], made, where) for s in states}
     elif max(made.lengths):
         raise _damaged("it holds tokens, but no caches", where)
     made.states = States(caches)
     return made
 
 
+def _begun(model: Model, stored: Mapping[str, Array]) -> tuple[State, ...]:
+    """The states of a context without tokens: those that stand for other inputs, and perhaps caches."""
+    begin = model.entry_points.get(BEGIN)
+    known = model.entry_points[PREFILL].states
+    only = begin.states if begin is not None else known
+    return only if set(stored) == {s.name for s in only} else known
+
+
 def _cache(state: State, entry: EntryPoint, stored: Array, context: Context, where: str) -> Array:
     """A whole cache from its stored rows."""
     width = context.capacity.widths[entry.name][0]
     sizes = _sizes(entry, context.batch, width)
+    for dim, size in zip(state.type.dims, stored.shape):
+        sizes |= solve(dim, size, sizes)
     shape = tuple(state.type.sizes(sizes))
     have = list(shape)
     if _grows(state, context.capacity):

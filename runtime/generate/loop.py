@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from planish.runtime.generate.capacity import EXTEND
+from planish.runtime.generate.checks import overflow
 from planish.runtime.generate.completion import Completion, Piece, Statistics, Stopped
-from planish.runtime.generate.context import Context, overflow
+from planish.runtime.generate.context import Context
 from planish.runtime.generate.draft import Draft
 from planish.runtime.generate.sampling import Sampling
 from planish.runtime.generate.stopping import Stopper

@@ -58,11 +58,20 @@ class Model(ABC):
 
         return load_tokenizer(self)
 
-    def context(self, batch: int | None = None) -> Context:
-        """An empty context for ``batch`` sequences side by side; see :class:`Context` for what can be done with it."""
+    def context(self, batch: int | None = None, *, inputs: Mapping[str, Any] | None = None) -> Context:
+        """An empty context for ``batch`` sequences side by side; see :class:`Context` for what can be done with it.
+
+        ``inputs`` are what a model with an encoder reads before tokens, arrays by name; they say how many sequences
+        there are, if ``batch`` does not. PL881 if it takes none.
+        """
+        from planish.runtime.generate.begin import read_inputs
         from planish.runtime.generate.context import Context
 
-        return Context(self, batch)
+        if inputs is None:
+            return Context(self, batch)
+        made = Context(self, read_inputs(self, inputs, batch)[1])
+        made.begin(inputs)
+        return made
 
     def restore(self, path: str | os.PathLike[str]) -> Context:
         """The context in a file that :meth:`Context.save` wrote; PL640: damaged, PL641: of another model."""
@@ -84,6 +93,7 @@ class Model(ABC):
         speculate: bool | int = False,
         chat: bool = False,
         context: Context | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Continue a prompt; gives a :class:`Completion`, for a list of prompts a list of them.
 
@@ -93,13 +103,14 @@ class Model(ABC):
         ``temperature`` of 0 takes the best token; ``top_k``, ``top_p`` and ``seed`` are for draws. ``stream=True``
         gives an iterator of :class:`Piece`, a function is called with each. ``speculate`` guesses tokens from what
         was said before and checks several at once, which changes the speed and not the choice. A ``context`` is
-        continued and keeps prompt and answer; otherwise each call begins anew.
+        continued and keeps prompt and answer; otherwise each call begins anew, with ``inputs`` where a model with an
+        encoder reads more than tokens: arrays by name, a row for each prompt.
 
         Raises before anything runs: PL824 (a value out of range), PL870 (not made for generation), PL871 (prompt and
         ``max_tokens`` do not fit), PL872 (empty prompt), PL873 (no such token), PL874 (no tokenizer), PL876 (chat),
-        PL877 (cannot speculate), PL878 (numbers of sequences). PL790 if the model gives no numbers.
+        PL877 (cannot speculate), PL878 (numbers of sequences), PL881 (inputs that are missing, or too many). PL790 if the model gives no numbers.
         """
         from planish.runtime.generate.api import Request, generate
 
         request = Request(max_tokens, temperature, top_k, top_p, stop, seed, speculate, chat)
-        return generate(self, prompt, request, stream=stream, context=context)
+        return generate(self, prompt, request, stream=stream, context=context, inputs=inputs)

@@ -12,6 +12,7 @@ import pytest
 
 tvm = pytest.importorskip("tvm")
 
+from planish.backends.tvm import tune_quiet  # noqa: E402
 from planish.backends.tvm.cpu.variant import DEFAULT, Variant  # noqa: E402
 from planish.backends.tvm.isa import ISAS, supported  # noqa: E402
 from planish.backends.tvm.kernel_cost import alone, cases, kernel_text, multiply_adds, touched  # noqa: E402
@@ -135,7 +136,7 @@ def test_time_is_not_exceeded(tmp_path: Path) -> None:
     bench = Bench(cost=3.0)
     made = tuned(bench.tuning(tmp_path, seconds=4.0))
     assert made.measured == 1 and len(bench.calls) == 2
-    assert made.notes == ("not tuned, as the time, 4 s, was over: 1 of the kernels",)
+    assert made.notes == ("not tuned, as 4 s were over or other programs were busy: 1 of the kernels",)
     nothing = Bench()
     assert tuned(nothing.tuning(tmp_path, seconds=0.0)).reused == 1 and nothing.calls == []
 
@@ -184,7 +185,21 @@ def test_instruction_sets_that_are_not_here() -> None:
     assert made.measured == 0 and made.notes == ("other is not tuned: this processor lacks it",)
 
 
-def test_real_times() -> None:
+def test_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  100 0 0 5 5 0 0 0 0 0\ncpu0 1 2 3\n")
+    watch = tune_quiet.Watch(1, stat)
+    assert watch.busy is not None and watch.is_quiet()
+    stat.write_text("cpu  100000000 0 0 5 5 0 0 0 0 0\n")
+    assert not watch.is_quiet()
+    assert tune_quiet.Watch(1, tmp_path / "none").is_quiet()
+    monkeypatch.setattr(tune_quiet.Watch, "is_quiet", lambda _: False)
+    job = jobs((program(),), HERE, machine())[-1]
+    assert Timer(1)(job, job.variants[:2], lambda: 1.0) is None
+
+
+def test_real_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_quiet.Watch, "is_quiet", lambda _: True)
     job = jobs((program(),), HERE, machine())[-1]
     times = Timer(1)(job, job.variants[:2], lambda: 1.0)
     assert times is not None and len(times) == 2
