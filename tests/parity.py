@@ -140,7 +140,8 @@ def check_text(program: Program) -> None:
 def exact(name: str, index: int, kind: torch.dtype = torch.float32) -> tuple[list[Tensor], list[Tensor]]:
     """What the model of a case computes at one of its check sizes: in double precision, and in the type ``kind``.
 
-    Both have the weights and inputs of that type. A model that torch cannot run in double precision stands in for itself, which only makes the rule stricter.
+    Both have the weights and inputs of that type. A model that torch cannot run in double precision stands in
+    for itself, which only makes the rule stricter.
     """
     case = CASES[name]
     sizes = case.check_sizes[index]

@@ -150,8 +150,10 @@ def test_the_best_library_for_the_processor_is_chosen(tmp_path: Path) -> None:
     [
         ("sm_80+sm_90", "sm_80", "sm_80+sm_90"), ("sm_80+sm_90", "sm_90", "sm_80+sm_90"),
         ("sm_80+sm_90", "sm_86", "sm_80+sm_90"), ("sm_80+sm_90", "sm_75", None), ("sm_80+sm_90", "sm_100", None),
-        ("sm_80 sm_86 sm_90", "sm_89", "sm_86"), ("sm_80 sm_89", "sm_86", "sm_80"), ("sm_80+sm_86 sm_86", "sm_86", "sm_86"),
-        ("sm_80 sm_75+sm_86", "sm_87", "sm_75+sm_86"), ("sm_90a sm_90", "sm_90", "sm_90a"), ("sm_90a", "sm_90", "sm_90a"),
+        ("sm_80 sm_86 sm_90", "sm_89", "sm_86"), ("sm_80 sm_89", "sm_86", "sm_80"),
+        ("sm_80+sm_86 sm_86", "sm_86", "sm_86"),
+        ("sm_80 sm_75+sm_86", "sm_87", "sm_75+sm_86"), ("sm_90a sm_90", "sm_90", "sm_90a"),
+        ("sm_90a", "sm_90", "sm_90a"),
         ("sm_100a", "sm_103", None), ("sm_100", "sm_103", "sm_100"), ("sm_120+sm_90a", "sm_121", "sm_120+sm_90a"),
         ("sm_10", "sm_100", None), ("generic", "sm_80", None), ("sm_80+", "sm_80", "sm_80+"), ("sm_80", "", None),
     ],
@@ -172,7 +174,11 @@ def test_a_library_for_several_architectures_is_found(
 ) -> None:
     files = {"sm_80+sm_90": LibraryFile("two.so"), "sm_75": LibraryFile("one.so")}
     described = code({"main": main_entry()}, files, device="cuda")
-    more = {"code/cuda/code.json": described.dump(), "code/cuda/two.so": library(), "code/cuda/one.so": library()}
+    more = {
+        "code/cuda/code.json": described.dump(),
+        "code/cuda/two.so": library(),
+        "code/cuda/one.so": library(),
+    }
     monkeypatch.setattr(tvm, "_architecture", lambda index, where: device)
     with open_artifact(tvm_artifact(tmp_path / "a.planish", more=more)) as artifact:
         made = tvm.read_code(artifact, "code/cuda/code.json")

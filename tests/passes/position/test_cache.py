@@ -205,7 +205,8 @@ def test_encoder_and_decoder(name: str) -> None:
 
 def test_programs_are_text() -> None:
     with_encoder = insert_cache(*source("bart"), CacheOptions(context=40, batch=None))
-    every = (*inserted("gemma2", None).module.programs, *inserted("llama").module.programs, *with_encoder.module.programs)
+    modules = (inserted("gemma2", None).module, inserted("llama").module, with_encoder.module)
+    every = [program for module in modules for program in module.programs]
     assert {p.name for p in every} == {"prefill", "decode", "extend", "move", "begin"}
     for program in every:
         assert parse(str(program)) == program
