@@ -140,6 +140,7 @@ def _compile(
             captured = capture(
                 model, example_inputs=example_inputs, dynamic_shapes=dynamic_shapes,
                 allow_pickle=options.allow_pickle, allow_fixed=options.allow_fixed,
+                generate=options.generate is not None,
             )  # fmt: skip
         return compile_captured(captured, options, phases)
 

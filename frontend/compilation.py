@@ -104,7 +104,8 @@ def _with_cache(
 
     with phases("insert-kv-cache"):
         options = CacheOptions(
-            wanted.context or _context(program), wanted.batch, wanted.chunk, wanted.rings, wanted.extend, wanted.edit
+            wanted.context or _context(program), wanted.batch, wanted.chunk, wanted.rings, wanted.extend, wanted.edit,
+            wanted.parallel,
         )  # fmt: skip
         made = insert_cache(program, weights, options)
     if wanted.validate:
@@ -189,12 +190,20 @@ def example_feeds(program: Program, seed: int, sizes: dict[str, int] | None = No
 
 
 def _places(program: Program) -> dict[Node, Size]:
-    """For the inputs that say where rows of caches begin 0, for those that count them how many there are."""
+    """For the inputs that say where rows of caches begin 0, for those that count them how many there are.
+
+    Where contexts were read side by side, the first row is one, at temperature 1.
+    """
     from planish.ir.kernel import expanded
+    from planish.passes.position.parallel import POSITION
 
     found: dict[Node, Size] = {}
     for node in expanded(program).nodes if program.states else ():
         if node.op == "planish.put":
             _, new, start, count, _ = node.args
             found |= {start: 0, count: new.shape[-2]}
+        elif node.op == "planish.attend_parallel":
+            first, last, temperature, share = node.args[5:9]
+            found |= {first: 0, last: 1, temperature: 1, share: 1}
+            found |= {leaf: 0 for leaf in program.inputs if leaf.name == POSITION}
     return {node: value for node, value in found.items() if node.op == "input"}

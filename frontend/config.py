@@ -43,8 +43,10 @@ class GenerateOptions:
     fewer), ``batch`` the number of sequences (None: any), ``chunk`` the most tokens that one call takes (None: what
     suits the model), ``extend`` whether there is an entry point that gives logits for all rows, which checks drafts.
     ``rings`` lets layers that see a window keep no more than that; ``edit`` adds an entry point that moves rows of the
-    caches, where the model allows it and no layer is a ring. ``validate`` compares the steps with the program they are
-    made of, on random tokens, and refuses them if they differ (PL520, PL521).
+    caches, where the model allows it and no layer is a ring. ``parallel`` adds those that go on behind contexts which
+    were read side by side (:meth:`planish.runtime.generate.model.Model.parallel`), or refuses the model (PL264).
+    ``validate`` compares the steps with the program they are made of, on random tokens, and refuses them if they differ
+    (PL520, PL521).
     """
 
     context: int | None = None
@@ -53,6 +55,7 @@ class GenerateOptions:
     extend: bool = True
     rings: bool = True
     edit: bool = True
+    parallel: bool = False
     validate: bool = True
 
     def __post_init__(self) -> None:
@@ -60,7 +63,7 @@ class GenerateOptions:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
                 raise UsageError("PL824", f"{name}={_short(value)} is not a whole number from 1")
-        for name in ("extend", "rings", "edit", "validate"):
+        for name in ("extend", "rings", "edit", "parallel", "validate"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError("PL824", f"{name}={_short(getattr(self, name))} is neither True nor False")
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from planish.ir.eager_cache import attend, put  # noqa: F401
+from planish.ir.eager_cache import attend, attend_parallel, put  # noqa: F401
 from planish.ir.eager_layout import fake_quantize, panel, tile_rows, unpanel, untile_rows  # noqa: F401
 from planish.ir.eager_sparse import expand_nm  # noqa: F401
 

@@ -165,8 +165,8 @@ def absorbed(before: Node, after: Node) -> set[Node]:
 def lay_out(program: Program, weights: Weights, log: Log) -> Program:
     """Make weights of the constant expressions that lay constants out, each evaluated when it is used.
 
-    An expression stays in the program if its value is larger than what it is made of, or if something else reads
-    that too, which then would be stored twice.
+    An expression stays in the program if its value is larger than what it is made of, which counts as filled up to
+    whole tiles unless the expression decodes it, or if something else reads that too, which then would be stored twice.
     """
     constant = _layouts(program)
     users = users_of(program)
@@ -177,14 +177,22 @@ def lay_out(program: Program, weights: Weights, log: Log) -> Program:
     readers = _readers(program, outermost)
     changed: dict[Node, Node] = {}
     for node in outermost:
-        leaves = [n for n in topological([node]) if n.op == "const"]
-        most = sum(filled(leaf.tensor) for leaf in leaves)
+        below = topological([node])
+        leaves = [n for n in below if n.op == "const"]
+        is_decoded = any(map(_decodes, below))
+        most = sum(int(leaf.tensor.nbytes) if is_decoded else filled(leaf.tensor) for leaf in leaves)
         if any(readers[leaf] > 1 for leaf in leaves) or int(node.tensor.nbytes) > most:
             continue
         made = const(_add(node, weights), node.tensor)
         log.record("lay-out", node, made)
         changed[node] = made
     return replaced(program, changed)
+
+
+def _decodes(node: Node) -> bool:
+    """True if a node makes more bytes of what is stored than filling up to whole tiles does."""
+    widens = node.op == "aten.to" and node.dtype.bits > node.args[0].dtype.bits
+    return widens or node.op in ("planish.dequant", "planish.expand_nm")
 
 
 def filled(kind: TensorType) -> int:

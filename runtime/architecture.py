@@ -20,7 +20,9 @@ def choose_architecture(libraries: Iterable[str], device: str, *, where: str | N
     that for ``sm_90a`` runs on ``sm_90`` alone. Of libraries that are equally good, the one for fewest architectures.
     """
     names = sorted(libraries)
-    ranked = [(max(_rank(a, device) for a in name.split(JOINED)), -name.count(JOINED), name) for name in names]
+    ranked = [
+        (max(_rank(a, device) for a in name.split(JOINED)), -name.count(JOINED), name) for name in names
+    ]
     fitting = [entry for entry in ranked if entry[0] > 0]
     if fitting:
         return max(fitting, key=lambda entry: entry[:2])[2]

@@ -50,8 +50,8 @@ class StateRunner:
     """Runs a model on states that stay in place.
 
     Inputs and outputs are bound once for the states of one run of the model and used as long as these live; a call
-    then binds what is new. ``device`` is where states lie, such as ``cpu`` or ``cuda:1``. ``in_place`` names inputs
-    with the outputs that take their memory.
+    then binds what is new. Calls of several threads never share what is bound. ``device`` is where states lie, such as
+    ``cpu`` or ``cuda:1``. ``in_place`` names inputs with the outputs that take their memory.
     """
 
     def __init__(self, session: Any, in_place: Mapping[str, str], device: str) -> None:
@@ -82,6 +82,8 @@ class StateRunner:
         for index, name in enumerate(fresh):
             value = onnxruntime().OrtValue(made[index])
             found[name] = Kept(value, None) if name in keep else array_of(value)
+        if kept:
+            self._bound[next(iter(kept.values()))] = bound
         return {name: found[name] for name in names}
 
     def close(self) -> None:
@@ -92,7 +94,8 @@ class StateRunner:
     def _binding(self, kept: Mapping[str, Kept], fresh: Sequence[str], written: Mapping[str, str]) -> _Bound:
         first = next(iter(kept.values()), None)
         key, values = (*fresh, "", *kept), [each.value for each in kept.values()]
-        bound = self._bound.get(first) if first is not None else None
+        # Taken out while it is in use: no two calls share one, whatever the callers share.
+        bound = self._bound.pop(first, None) if first is not None else None
         if bound is not None and bound.key == key and all(map(is_, bound.values, values)):
             return bound
         binding = self._session.io_binding()
@@ -101,10 +104,7 @@ class StateRunner:
         for name, each in kept.items():
             binding.bind_ortvalue_input(name, each.value)
             binding.bind_ortvalue_output(written[name], each.value)
-        bound = _Bound(binding, key, values)
-        if first is not None:
-            self._bound[first] = bound
-        return bound
+        return _Bound(binding, key, values)
 
     def _own(self, name: str, value: Any) -> Kept:
         if isinstance(value, Kept):

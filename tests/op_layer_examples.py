@@ -250,8 +250,33 @@ add("planish.expand_nm", "v: f64[B, T, 6], p: u8[B, T, 2]", "@(v, p, 2, 4, 12)")
 # Caches
 
 _CACHE = "q: f32[2, 4, T, 8], k: f32[2, 2, 12, 8], v: f32[2, 2, 12, 6], s: i64[2], n: i64[2]"
-add("planish.put", "c: f32[2, 2, 12, 8], x: f32[2, 2, T, 8], s: i64[2], n: i64[2]", "@(c, x, s, n)", "@(c, x, s, n, True)")
+add(
+    "planish.put",
+    "c: f32[2, 2, 12, 8], x: f32[2, 2, T, 8], s: i64[2], n: i64[2]",
+    "@(c, x, s, n)",
+    "@(c, x, s, n, True)",
+)
 add("planish.put", "c: f16[B, 12, 8], x: f16[B, T, 8], s: i64[B], n: i64[B]", "@(c, x, s, n)")
-add("planish.attend", _CACHE, "@(q, k, v, s, n)", "@(q, k, v, s, n, None, 3, 0.2, 30.0)", "@(q, k, v, s, n, None, 3, 0.2, None, True)")
+add(
+    "planish.attend",
+    _CACHE,
+    "@(q, k, v, s, n)",
+    "@(q, k, v, s, n, None, 3, 0.2, 30.0)",
+    "@(q, k, v, s, n, None, 3, 0.2, None, True)",
+)
 add("planish.attend", _CACHE + ", m: f32[4, T, 12]", "@(q, k, v, s, n, m)")
 add("planish.attend", _CACHE + ", m: bool[T, 12]", "@(q, k, v, s, n, m)")
+for _more in (")", ", 0.2, 30.0)"):
+    text(
+        "planish.attend_parallel",
+        f"T = dim(1, 64)\ndef main({_CACHE}, f: i64[2], l: i64[2], t: f32[2], p: f32[2]):\n"
+        "    last = aten.add(l, 3)\n    warm = aten.sigmoid(t)\n    part = aten.sigmoid(p)\n"
+        f"    out = planish.attend_parallel(q, k, v, s, n, f, last, warm, part{_more}\n    return out\n",
+    )
+text(
+    "planish.attend_parallel",
+    "B = dim(1, 64)\nT = dim(1, 64)\ndef main(q: f16[B, 4, T, 8], k: f16[B, 4, 12, 8], v: f16[B, 4, 12, 6], s: i64[B],"
+    " n: i64[B], f: i64[B], l: i64[B], t: f32[B]):\n"
+    "    count = aten.add(n, 3)\n    warm = aten.sigmoid(t)\n"
+    "    out = planish.attend_parallel(q, k, v, s, count, f, l, warm, warm)\n    return out\n",
+)

@@ -152,6 +152,61 @@ def _grouped(c: Call, mask: str, bias: str | None) -> str:
     return g.op("Expand", mask, g.op("Concat", lead, g.ints(1), g.size(group), ends, axis=0))
 
 
+@lowers("planish.attend_parallel")
+def _attend_parallel(
+    c: Call, q: str, k: str, v: str, start: str, count: str, first: str, last: str, temperature: str, share: str,
+    scale: float | None, softcap: float | None,
+) -> str:  # fmt: skip
+    """One softmax: scores of contexts are divided by the temperature, and shifted by their log-sum-exp."""
+    g, (batch, heads, rows, width), (_, groups, capacity, deep) = c.graph, c.shape(), c.shape(2)
+    wide = "f64" if c.dtype.name == "f64" else "f32"
+    zero, nothing = g.constant(0, wide), g.constant(float("-inf"), wide)
+    end = g.op("Add", start, count)
+    used = g.op("Min", g.op("Max", _extreme(g, "Max", end, equal(batch, 1)), g.ints(1)), g.size(capacity))
+    k, v = (g.op("Slice", x, g.ints(0), used, g.ints(2)) for x in (k, v))
+    q, k, v = (g.cast(x, wide) for x in (q, k, v))
+    held = _row(g, _range(g, None, used))
+    present = g.op("Less", held, g.op("Unsqueeze", end, g.ints(1)))
+    v = g.op("Where", _column(g, present, 1), v, zero)
+    q = g.reshape(q, c.shape(), (batch, groups, heads // groups, rows, width))
+    k, v = (g.op("Unsqueeze", x, g.ints(2)) for x in (k, v))
+    seen = g.op("Unsqueeze", _seen(c, start, held, present, None), g.ints(1))
+    context = g.op(
+        "And",
+        *(
+            g.op(kind, held, g.op("Unsqueeze", x, g.ints(1)))
+            for kind, x in (("GreaterOrEqual", first), ("Less", last))
+        ),
+    )
+    context = g.op("Unsqueeze", context, g.ints(1, 2, 3))
+    temperature, share = (
+        g.cast(g.op("Unsqueeze", x, g.ints(1, 2, 3, 4)), wide) for x in (temperature, share)
+    )
+    factor = width**-0.5 if scale is None else scale
+    scores = g.op(
+        "MatMul", g.op("Mul", q, g.constant(factor, wide)), g.op("Transpose", k, perm=[0, 1, 2, 4, 3])
+    )
+    if softcap is not None:
+        cap = g.constant(softcap, wide)
+        scores = g.op("Mul", g.op("Tanh", g.op("Div", scores, cap)), cap)
+    cool = g.op("Div", scores, temperature)
+    inner = g.op("Where", g.op("And", seen, context), cool, nothing)
+    inner = g.op(
+        "Where", _empty(g, inner, nothing), zero, g.op("ReduceLogSumExp", inner, g.ints(4), keepdims=1)
+    )
+    shift = g.op("Mul", g.op("Sub", g.op("Mul", temperature, share), g.constant(1, wide)), inner)
+    scores = g.op("Where", context, g.op("Add", cool, shift), scores)
+    scores = g.op("Where", seen, scores, nothing)
+    out = g.op("MatMul", g.op("Softmax", scores, axis=4), v)
+    out = g.op("Where", _empty(g, scores, nothing), zero, out)
+    return g.cast(g.reshape(out, (batch, groups, heads // groups, rows, deep), c.node.shape), c.node.dtype)
+
+
+def _empty(g: Graph, scores: str, nothing: str) -> str:
+    """Which queries have no score at all."""
+    return g.op("Equal", g.op("ReduceMax", scores, g.ints(4), keepdims=1), nothing)
+
+
 def _extreme(g: Graph, which: str, value: str, alone: bool) -> str:
     """The largest or smallest of ``i64[B]`` as ``i64[1]``."""
     return value if alone else g.op(f"Reduce{which}", value, g.ints(0), keepdims=1)

@@ -9,6 +9,7 @@ from tvm import tirx
 
 from planish.backends.tvm.expressions import Call, Index, Reader, as_expression, literal
 from planish.backends.tvm.table import lowers
+from planish.backends.tvm.table_attention import narrowed, widened
 from planish.ir.namespace import aten, planish
 from planish.ir.node import Node
 from planish.ir.types import i64
@@ -55,3 +56,53 @@ def _attend(node: Node) -> Node:
     k, v = (aten.where(by_row, x, 0.0) for x in (k, v))
     made: Node = planish.attention(q, k, v, seen, False, None, scale, softcap)
     return made
+
+
+@lowers("planish.attend_parallel", form="nodes")
+def _attend_parallel(node: Node) -> Node:
+    """softmax of two log-sum-exps, of contexts and of all other rows, over the softmax of each of these"""
+    q, k, v, start, count, first, last, temperature, share, scale, softcap = node.args
+    (batch, _, rows, channels), (_, groups, capacity, _) = q.shape, k.shape
+
+    def places(value: Node, lead: int = 4) -> Node:
+        return aten.view(value, [batch, *[1] * lead])
+
+    keys = aten.view(aten.arange(0, capacity, 1, i64), [1, 1, 1, 1, capacity])
+    end = aten.add(places(start), places(count))
+    queries = aten.add(places(start), aten.view(aten.arange(0, rows, 1, i64), [1, 1, 1, rows, 1]))
+    seen = aten.bitwise_and(aten.lt(keys, end), aten.le(keys, queries))
+    context = aten.bitwise_and(aten.ge(keys, places(first)), aten.lt(keys, places(last)))
+    column = aten.view(aten.arange(0, capacity, 1, i64), [1, 1, capacity, 1])
+    written = aten.lt(column, aten.add(places(start, 3), places(count, 3)))
+    v = aten.where(written, widened(v), 0.0)
+    q, k, v = (
+        aten.view(x, [batch, groups, x.shape[1] // groups, *x.shape[2:]]) for x in map(widened, (q, k, v))
+    )
+    temperature, share = (aten.to(places(x), q.dtype) for x in (temperature, share))
+    factor = 1 / math.sqrt(channels) if scale is None else scale
+    scores = aten.mul(aten.matmul(q, aten.permute(k, [0, 1, 2, 4, 3])), factor)
+    if softcap is not None:
+        scores = aten.mul(aten.tanh(aten.div(scores, softcap)), softcap)
+    cool = aten.div(scores, temperature)
+    inner, of_context = _part(cool, aten.bitwise_and(seen, context))
+    outer, of_others = _part(scores, aten.bitwise_and(seen, aten.bitwise_not(context)))
+    inner = aten.where(aten.eq(inner, -math.inf), inner, aten.mul(inner, aten.mul(temperature, share)))
+    most = aten.maximum(inner, outer)
+    most = aten.where(aten.eq(most, -math.inf), 0.0, most)
+    inner, outer = (aten.exp(aten.sub(x, most)) for x in (inner, outer))
+    both = aten.add(inner, outer)
+    both = aten.where(aten.eq(both, 0.0), 1.0, both)
+    parts = ((inner, of_context), (outer, of_others))
+    weights = aten.add(*(aten.mul(aten.div(total, both), part) for total, part in parts))
+    return narrowed(aten.view(aten.matmul(weights, v), list(node.shape)), node.dtype)
+
+
+def _part(scores: Node, seen: Node) -> tuple[Node, Node]:
+    """The log-sum-exp of the scores that are seen, and their softmax over the last axis; -inf and 0 for none."""
+    axis = scores.rank - 1
+    scores = aten.where(seen, scores, aten.full([1], -math.inf, scores.dtype))
+    largest = aten.amax(scores, [axis], True)
+    none = aten.eq(largest, -math.inf)
+    powers = aten.exp(aten.sub(scores, aten.where(none, 0.0, largest)))
+    total = aten.where(none, 1.0, aten.sum(powers, [axis], True))
+    return aten.add(largest, aten.log(total)), aten.div(powers, total)

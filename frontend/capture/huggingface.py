@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ BATCH, LENGTH, SOURCE_LENGTH = 3, 37, 29
 """Sizes of example inputs: never 0, 1 or a bound of a range, and all different."""
 
 UNBOUNDED = 2**31 - 1
+
+EXPERTS = "set_experts_implementation"
+"""How models of transformers are told what their mixtures of experts do."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,23 @@ def is_transformers_model(model: Any) -> bool:
 
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+@contextlib.contextmanager
+def experts_by_token(model: torch.nn.Module) -> Iterator[None]:
+    """Mixtures of experts in a model multiply token by token; what they did before comes back afterwards.
+
+    What they do without this is faster for many tokens, but sorts them by expert, so that tokens meet in an operation.
+    """
+    parts: list[Any] = [m for m in model.modules() if is_transformers_model(m) and hasattr(m, EXPERTS)]
+    before = [(part.config, part.config._experts_implementation) for part in parts]
+    try:
+        for part in parts:
+            getattr(part, EXPERTS)("batched_mm")
+        yield
+    finally:
+        for config, value in before:
+            config._experts_implementation = value
 
 
 def example_inputs(model: Any) -> Examples:

@@ -29,7 +29,7 @@ TOKENIZER_FILES = (
 
 def capture(
     model: Any, *, example_inputs: Any = None, dynamic_shapes: Any = None, allow_pickle: bool = False,
-    allow_fixed: bool = False,
+    allow_fixed: bool = False, generate: bool = False,
 ) -> Captured:  # fmt: skip
     """A model as a program with its weights.
 
@@ -37,42 +37,45 @@ def capture(
     Hugging Face folder, or a program file ``NAME.ir.py`` with its weights in ``NAME.safetensors`` beside it. Files
     that can run code when they are opened are refused (``ArtifactError`` PL630) unless ``allow_pickle``.
     ``example_inputs`` are needed for modules, except for models of transformers whose inputs are known.
-    ``dynamic_shapes`` names axes of inputs; for ONNX it maps names of dimensions to ranges.
+    ``dynamic_shapes`` names axes of inputs; for ONNX it maps names of dimensions to ranges. ``generate`` says that
+    texts are continued token by token: mixtures of experts are captured such that tokens do not meet in them.
     """
     if isinstance(model, (str, os.PathLike)):
-        return _capture_path(Path(model), example_inputs, dynamic_shapes, allow_pickle, allow_fixed)
+        return _capture_path(Path(model), example_inputs, dynamic_shapes, allow_pickle, allow_fixed, generate)
     if _is_onnx(model):
         return _capture_onnx(model, example_inputs, dynamic_shapes)
     if isinstance(model, Program):
         raise UsageError(
             "PL820", "a program alone has no weights", hint="write it to NAME.ir.py, its weights beside it"
         )
-    return _capture_torch(model, example_inputs, dynamic_shapes, allow_fixed, digest=None)
+    return _capture_torch(model, example_inputs, dynamic_shapes, allow_fixed, generate, digest=None)
 
 
 def _is_onnx(model: Any) -> bool:
     return type(model).__name__ == "ModelProto" and type(model).__module__.startswith("onnx")
 
 
-def _capture_path(path: Path, examples: Any, dynamic: Any, allow_pickle: bool, allow_fixed: bool) -> Captured:
+def _capture_path(
+    path: Path, examples: Any, dynamic: Any, allow_pickle: bool, allow_fixed: bool, generate: bool
+) -> Captured:
     if not path.exists():
         raise CaptureError("PL120", "there is no such file or folder", where=str(path))
     suffix = path.suffix.lower()
     if suffix in PICKLES and path.is_file():
-        return _capture_pickle(path, examples, dynamic, allow_pickle, allow_fixed)
+        return _capture_pickle(path, examples, dynamic, allow_pickle, allow_fixed, generate)
     if path.is_dir():
         from planish.frontend.capture.huggingface import load_folder, tokenizer_folder
 
         loaded = load_folder(path, allow_pickle=allow_pickle)
         return replace(
-            _capture_torch(loaded, examples, dynamic, allow_fixed, digest=folder_digest(path)),
+            _capture_torch(loaded, examples, dynamic, allow_fixed, generate, digest=folder_digest(path)),
             tokenizer=tokenizer_folder(path),
         )
     if suffix == ".gguf":
         from planish.frontend.capture.gguf import load_gguf
 
         loaded = load_gguf(path)
-        captured = _capture_torch(loaded, examples, dynamic, allow_fixed, digest=file_digest(path))
+        captured = _capture_torch(loaded, examples, dynamic, allow_fixed, generate, digest=file_digest(path))
         return replace(captured, tokenizer=path)
     if suffix == ".onnx":
         return _capture_onnx(path, examples, dynamic)
@@ -133,12 +136,12 @@ def _capture_onnx(model: Any, examples: Any, dynamic: Any) -> Captured:
 
 
 def _capture_torch(
-    model: Any, examples: Any, dynamic: Any, allow_fixed: bool, *, digest: str | None
+    model: Any, examples: Any, dynamic: Any, allow_fixed: bool, generate: bool, *, digest: str | None
 ) -> Captured:
     import torch
     from torch.export import ExportedProgram
 
-    from planish.frontend.capture.huggingface import example_inputs, is_transformers_model
+    from planish.frontend.capture.huggingface import example_inputs, experts_by_token, is_transformers_model
     from planish.frontend.capture.torch import capture_torch
 
     if not isinstance(model, (torch.nn.Module, ExportedProgram)):
@@ -154,7 +157,8 @@ def _capture_torch(
         if examples is None and is_transformers_model(model):
             known = example_inputs(model)
             examples, dynamic = known.inputs, known.dynamic if dynamic is None else dynamic
-        with _without_cache(model):
+        by_token = experts_by_token(model) if generate else contextlib.nullcontext()
+        with _without_cache(model), by_token:
             captured = capture_torch(model, examples, dynamic_shapes=dynamic, allow_fixed=allow_fixed)
     return replace(captured, digest=digest or tensors_digest(captured))
 
@@ -176,7 +180,7 @@ def _without_cache(model: Any) -> Iterator[None]:
 
 
 def _capture_pickle(
-    path: Path, examples: Any, dynamic: Any, allow_pickle: bool, allow_fixed: bool
+    path: Path, examples: Any, dynamic: Any, allow_pickle: bool, allow_fixed: bool, generate: bool
 ) -> Captured:
     if not allow_pickle:
         raise ArtifactError(
@@ -195,7 +199,7 @@ def _capture_pickle(
         raise CaptureError("PL129", f"cannot be opened: {text[:300]}", where=str(path)) from error
     if not isinstance(model, (torch.nn.Module, torch.export.ExportedProgram)):
         raise CaptureError("PL129", f"holds a {type(model).__name__}, not a model", where=str(path))
-    return _capture_torch(model, examples, dynamic, allow_fixed, digest=file_digest(path))
+    return _capture_torch(model, examples, dynamic, allow_fixed, generate, digest=file_digest(path))
 
 
 def file_digest(path: Path) -> str:

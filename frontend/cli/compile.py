@@ -52,7 +52,9 @@ def compile_model(
     cache_dir: Annotated[Path | None, typer.Option(help="Keep finished artifacts in this folder.")] = None,
     tune: Annotated[
         str | None,
-        typer.Option(metavar="[=SECONDS]", help="Measure variants of kernels here, for 60 s or as many as said."),
+        typer.Option(
+            metavar="[=SECONDS]", help="Measure variants of kernels here, for 60 s or as many as said."
+        ),
     ] = None,
     seed: common.Seed = 0,
     config: common.Config = None,

@@ -58,7 +58,9 @@ def planish(version: Version = False) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; every error ends in a message, never in a traceback."""
-    given = ["--tune=true" if a == "--tune" else a for a in (sys.argv[1:] if arguments is None else arguments)]
+    given = [
+        "--tune=true" if a == "--tune" else a for a in (sys.argv[1:] if arguments is None else arguments)
+    ]
     try:
         code = typer.main.get_command(app).main(given, prog_name="planish", standalone_mode=False)
         if code == INTERRUPTED:  # the option parser catches the interrupt itself

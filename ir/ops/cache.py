@@ -7,12 +7,16 @@ from typing import Any
 from planish.ir.dialect import define
 from planish.ir.shapes import need, same
 from planish.ir.shapes_layers import attention
-from planish.ir.types import TensorType, i64
+from planish.ir.types import DType, TensorType, f32, i64
 
 
 def _places(batch: Any, start: TensorType, count: TensorType) -> None:
-    for what, each in (("start", start), ("count", count)):
-        need(each.dtype is i64 and each.rank == 1, f"{what} is i64 with one axis, got {each}")
+    _by_sequence(batch, i64, start=start, count=count)
+
+
+def _by_sequence(batch: Any, kind: DType, **given: TensorType) -> None:
+    for what, each in given.items():
+        need(each.dtype is kind and each.rank == 1, f"{what} is {kind} with one axis, got {each}")
         same(each.shape[0], batch, f"sequences of the cache and of {what}")
 
 
@@ -40,6 +44,16 @@ def _attend(
     return attention(q, k, v, bias)
 
 
+def _attend_parallel(
+    q: TensorType, k: TensorType, v: TensorType, start: TensorType, count: TensorType, first: TensorType,
+    last: TensorType, temperature: TensorType, share: TensorType, *_: Any,
+) -> TensorType:  # fmt: skip
+    made = _attend(q, k, v, start, count)
+    _by_sequence(q.shape[0], i64, first=first, last=last)
+    _by_sequence(q.shape[0], f32, temperature=temperature, share=share)
+    return made
+
+
 define(
     "planish.put", "cache, new, start, count, ring:bool=False", _put, torch="custom:put",
     doc="row i < count[b] of new [B, ..., S, D] replaces row start[b] + i of cache [B, ..., C, D], in a ring that"
@@ -54,4 +68,13 @@ define(
     " v [B, Hk, C, Dv]; row c holds position c, in a ring the last one <= start[b] + count[b] - 1 that is c modulo C;"
     " a key at j is seen if 0 <= j <= p, j < start[b] + count[b] and (window is None or p - j < window); bias as the"
     " mask of attention; rows of q that see nothing yield zeros",
+)  # fmt: skip
+define(
+    "planish.attend_parallel",
+    "q, k, v, start, count, first, last, temperature, share, scale:float?=None, softcap:float?=None",
+    _attend_parallel, torch="custom:attend_parallel",
+    doc="attend without a ring, where rows first[b] <= c < last[b] of the caches are contexts that were encoded apart"
+    " (APE): over them, scores are divided by temperature[b] and their log-sum-exp is multiplied by temperature[b] *"
+    " share[b]; what contexts and other rows give is weighted by the softmax of the two log-sum-exps. first, last:"
+    " i64[B]; temperature, share: f32[B], positive; without contexts, or where both are 1, it is attend",
 )  # fmt: skip

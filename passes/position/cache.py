@@ -29,7 +29,8 @@ class CacheOptions:
     ``context`` is the largest number of tokens of a sequence, ``batch`` the number of sequences (None: any),
     ``chunk`` the most tokens that one call takes (None: 256, or the context if no layer has a window), ``rings``
     whether layers that see a window keep no more than that. ``extend`` and ``edit`` add the entry points that give
-    all rows, and that move rows of the caches (where the model allows it).
+    all rows, and that move rows of the caches (where the model allows it). ``parallel`` adds those over contexts that
+    were read side by side, and refuses what does not allow it.
     """
 
     context: int = 2048
@@ -38,6 +39,7 @@ class CacheOptions:
     rings: bool = True
     extend: bool = True
     edit: bool = True
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Cached:
 
 
 @dataclass
-class _Step:
-    """The program for some number of new rows in the making."""
+class Step:
+    """The program for some number of new rows in the making; ``inputs`` are what it takes besides tokens."""
 
     sequence: Sequence
     options: CacheOptions
@@ -79,6 +81,7 @@ class _Step:
             raise UsageError("PL835", f"the model is captured for a batch of {batch}, not of {self.batch}")
         self.start = input_leaf(START, TensorType(i64, (self.batch,)))
         self.count = input_leaf(COUNT, TensorType(i64, (self.batch,)))
+        self.inputs: tuple[Node, ...] = (self.start, self.count)
         self.places = Places(
             self.sequence, self.weights, self.batch, self.new, self.options.context, self.start
         )
@@ -93,7 +96,7 @@ class _Step:
                     self.origins.setdefault(made, source.origins[node])
         tokens = tuple(self.made.get(t) or self._input(t) for t in self.sequence.tokens)
         return Program(
-            self.name, (*tokens, self.start, self.count), (self.made[source.outputs[0]],), tuple(self.states),
+            self.name, (*tokens, *self.inputs), (self.made[source.outputs[0]],), tuple(self.states),
             self.origins, source.output_names[:1],
         )  # fmt: skip
 
@@ -149,15 +152,19 @@ class _Step:
 
     def _attend(self, node: Node) -> Node:
         q, k, v, mask, _, window, scale, softcap = node.args
-        query = self._operand(node, q)
-        if not query.shape[0] == self.batch == self.made[k].shape[0]:
-            raise refused(self.sequence.program, node, f"has queries {query.type}, which begin with no batch")
+        query = self._query(node, q, k)
         bias = None if mask is None else self._bias(node, mask)
         capacity, ring = self._capacity(window, bias)
         keys, values = (
             self._cache(kind, each, capacity, ring, window) for kind, each in (("keys", k), ("values", v))
         )
         return planish.attend(query, keys, values, self.start, self.count, bias, window, scale, softcap, ring)
+
+    def _query(self, node: Node, q: Node, k: Node) -> Node:
+        query = self._operand(node, q)
+        if not query.shape[0] == self.batch == self.made[k].shape[0]:
+            raise refused(self.sequence.program, node, f"has queries {query.type}, which begin with no batch")
+        return query
 
     def _capacity(self, window: int | None, bias: Node | None) -> tuple[int, bool]:
         """A ring is as long as what the oldest of the new rows sees; a bias speaks of places, which a ring moves."""
@@ -201,7 +208,7 @@ def insert_cache(program: Program, weights: Weights, options: CacheOptions | Non
 
     ``program`` maps tokens ``i64[B, T]`` (and whatever else it is given) to logits ``[B, T, V]``. Raises
     ``UnsupportedOpError`` PL260 with the operation that makes it not causal, PL261 if there is no free length, PL262
-    if the context is longer than the model has positions.
+    if the context is longer than the model has positions, PL264 if contexts cannot be read side by side.
     """
     options = options or CacheOptions()
     sequence = sequence_of(program)
@@ -215,8 +222,8 @@ def insert_cache(program: Program, weights: Weights, options: CacheOptions | Non
         )
     windows = [n.args[5] for n in sequence.attentions if n.args[5] is not None]
     chunk = options.chunk or (min(256, context) if windows and options.rings else context)
-    steps = [_Step(sequence, options, weights, dim("S", 1, chunk), "prefill", chunk)]
-    steps.append(_Step(sequence, options, weights, 1, "decode", chunk))
+    steps = [Step(sequence, options, weights, dim("S", 1, chunk), "prefill", chunk)]
+    steps.append(Step(sequence, options, weights, 1, "decode", chunk))
     made = [step.program() for step in steps]
     if options.extend:
         made.append(replace(made[0], name="extend"))
@@ -229,7 +236,12 @@ def insert_cache(program: Program, weights: Weights, options: CacheOptions | Non
     cached = Cached(
         Module((*made, *begin)), generation, sequence, tuple(s.made for s in steps), _sources(steps[1])
     )
-    return _with_move(cached, weights) if options.edit else cached
+    cached = _with_move(cached, weights) if options.edit else cached
+    if not options.parallel:
+        return cached
+    from planish.passes.position.parallel import with_parallel
+
+    return with_parallel(cached, weights, options, steps[0].new)
 
 
 def _with_move(cached: Cached, weights: Weights) -> Cached:
@@ -243,12 +255,12 @@ def _with_move(cached: Cached, weights: Weights) -> Cached:
     return replace(cached, module=Module((*cached.module.programs, move)))
 
 
-def _sources(step: _Step) -> dict[str, Node]:
+def _sources(step: Step) -> dict[str, Node]:
     by_cache = {made: source for (source, _), made in step.caches.items()}
     return {name: by_cache[made] for name, made in step.states if made in by_cache}
 
 
-def _begin(sequence: Sequence, step: _Step) -> tuple[Program, ...]:
+def _begin(sequence: Sequence, step: Step) -> tuple[Program, ...]:
     """The program that reads everything but tokens, once."""
     if not step.given:
         return ()
@@ -258,4 +270,4 @@ def _begin(sequence: Sequence, step: _Step) -> tuple[Program, ...]:
     return (Program("begin", inputs, (), states, source.origins, ()),)
 
 
-__all__ = ["COUNT", "START", "CacheOptions", "Cached", "insert_cache"]
+__all__ = ["COUNT", "START", "CacheOptions", "Cached", "Step", "insert_cache"]

@@ -8,6 +8,7 @@ later keys are moved. What deeper layers have seen of the edited tokens stays as
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from planish.errors import UnsupportedOpError
 from planish.ir.namespace import aten, planish
@@ -61,9 +62,9 @@ class _Rotation:
 def move_program(cached: Cached, weights: Weights) -> Program:
     """The entry point ``move(first i64[B], by i64[B])``: rows ``first`` and later of every cache move by ``by`` rows.
 
-    Keys are rotated by the difference; what stood between is overwritten, or left to be put anew. Raises
-    ``UnsupportedOpError`` PL263 if positions reach the model otherwise than by rotation or biases of attention, or a
-    cache is a ring.
+    Keys are rotated by the difference of their angles; what stood between is overwritten, or left to be put anew.
+    Raises ``UnsupportedOpError`` PL263 if positions reach the model otherwise than by rotation or biases of attention,
+    or a cache is a ring.
     """
     sequence = cached.sequence
     _only_rotated(sequence)
@@ -82,8 +83,8 @@ def move_program(cached: Cached, weights: Weights) -> Program:
     source = aten.clamp(
         aten.where(moved, origin, aten.expand(aten.view(rows, [1, capacity]), moved.shape)), 0, capacity - 1
     )
-    places = Places(sequence, weights, batch, 1, max(capacity, 2), aten.abs(by))
-    sign = aten.view(aten.sign(by), [batch, 1, 1, 1])
+    here = aten.expand(aten.view(rows, [1, capacity]), moved.shape)
+    old, new = (_places(sequence, weights, batch, capacity, at) for at in (source, here))
     rotations = {name: _rotation(sequence, node, weights) for name, node in cached.sources.items()}
     states: list[tuple[str, Node]] = []
     for name, after in decode.states:
@@ -97,22 +98,36 @@ def move_program(cached: Cached, weights: Weights) -> Program:
         made = aten.gather(leaf, leaf.rank - 2, index)
         rotation = rotations.get(name)
         if rotation is not None:
-            cos, sin = (
-                aten.mul(_rows(places, node, attention), 1 / rotation.length)
-                for node, attention in (
-                    (rotation.cos, cached.sources[name]),
-                    (rotation.sin, cached.sources[name]),
-                )
-            )
-            turned = planish.rope(made, cos, aten.mul(sin, aten.to(sign, sin.dtype)), rotation.interleaved)
+            cos, sin = _between(rotation, old, new, cached.sources[name])
+            turned = planish.rope(made, cos, sin, rotation.interleaved)
             made = aten.where(aten.view(moved, [*lead, capacity, 1]), turned, made)
         states.append((name, made))
     return Program("move", (first, by), (), tuple(states), {}, ())
 
 
-def _rows(places: Places, table: Node, rope: Node) -> Node:
-    """The row of a table of positions for each sequence, as an operand of the rotation of its keys."""
-    return places.rows_for(table, rope)
+def _places(sequence: Sequence, weights: Weights, batch: Any, capacity: int, positions: Node) -> Places:
+    """Values of positions at the rows of a cache: ``positions`` is ``i64[B, C]``."""
+    begin = input_leaf("nowhere", TensorType(i64, (batch,)))
+    made = Places(sequence, weights, batch, capacity, max(capacity, 2), begin)
+    made.positions = aten.view(positions, [made.total])
+    return made
+
+
+def _between(rotation: _Rotation, before: Places, after: Places, keys: Node) -> tuple[Node, Node]:
+    """Cosines and sines of the rotation from one position to another, for every row of a cache.
+
+    They are made of the entries of both positions, not of the difference: tables hold angles that are rounded, by
+    1e-4 at position 2048, and keys that are computed anew have the same ones.
+    """
+    c, s = (before.rows_for(table, keys) for table in (rotation.cos, rotation.sin))
+    cos, sin = (
+        aten.mul(after.rows_for(table, keys), 1 / rotation.length**2)
+        for table in (rotation.cos, rotation.sin)
+    )
+    return (
+        aten.add(aten.mul(cos, c), aten.mul(sin, s)),
+        aten.sub(aten.mul(sin, c), aten.mul(cos, s)),
+    )
 
 
 def _rotation(sequence: Sequence, node: Node, weights: Weights) -> _Rotation | None:

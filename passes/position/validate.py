@@ -11,6 +11,7 @@ from planish.ir.run import example_value, run
 from planish.ir.types import evaluate, symbols_of
 from planish.ir.weights import Weights
 from planish.passes.position.labels import Label, Sequence
+from planish.passes.position.parallel import SUFFIX, is_parallel
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,11 @@ def validate_cache(
     if thorough:
         splits += [(length,), (3, *[1] * (length - 3)), (half, length - half), (1, length - 1)]
     trial.check_prefixes(range(1, length) if thorough else (half,))
-    return max(trial.check(tuple(n for n in s if n > 0)) for s in dict.fromkeys(splits) if sum(s) == length)
+    ways = [tuple(n for n in s if n > 0) for s in dict.fromkeys(splits) if sum(s) == length]
+    worst = max(map(trial.check, ways))
+    if any(is_parallel(program) for program in cached.module.programs):
+        worst = max(worst, trial.check(ways[0], SUFFIX))
+    return worst
 
 
 class _Trial:
@@ -103,10 +108,10 @@ class _Trial:
                 f"when tokens from {n} on change",
             )
 
-    def check(self, split: tuple[int, ...]) -> float:
+    def check(self, split: tuple[int, ...], suffix: str = "") -> float:
         """The rows of one way to cut the sequence into steps against those of the whole program."""
         full, worst = self.full, 0.0
-        for first, rows, made in self.steps(split):
+        for first, rows, made in self.steps(split, suffix=suffix):
             want = full[:, first : first + rows]
             got = made if made.shape[1] == rows else made[:, -1:]
             want = want if made.shape[1] == rows else want[:, -1:]
@@ -115,8 +120,10 @@ class _Trial:
             )
         return worst
 
-    def steps(self, split: tuple[int, ...], hook: Any = None) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """First row, number of rows and output of each step."""
+    def steps(
+        self, split: tuple[int, ...], hook: Any = None, suffix: str = ""
+    ) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """First row, number of rows and output of each step, by entry points with names that end in ``suffix``."""
         import torch
 
         module = self.cached.module
@@ -130,7 +137,8 @@ class _Trial:
             states = dict(zip([n for n, _ in begin.states], found, strict=True))
         first = 0
         for rows in split:
-            program = module["decode" if rows == 1 else "extend" if "extend" in names else "prefill"]
+            entry = "decode" if rows == 1 else "extend" if "extend" in names else "prefill"
+            program = module[entry + suffix]
             for node in program.nodes:
                 if node.op == "state" and node.name not in states:
                     shape = [self.batch if symbols_of(s) else int(s) for s in node.shape]
@@ -143,6 +151,7 @@ class _Trial:
                 *tokens,
                 start,
                 count,
+                *(self._one_context(start) if suffix else ()),
                 states=states,
                 override=self.override,
                 hook=hook and hook(first),
@@ -150,6 +159,13 @@ class _Trial:
             states.update(zip([n for n, _ in program.states], out[1:], strict=True))
             yield first, rows, out[0]
             first += rows
+
+    def _one_context(self, start: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The positions of rows as they are, and their first half as a context, which changes nothing."""
+        import torch
+
+        last = torch.full_like(start, self.length // 2)
+        return start, torch.ones_like(start), last, torch.ones(self.batch), torch.ones(self.batch)
 
     def _compare(self, got: torch.Tensor, want: torch.Tensor, code: str, when: str) -> float:
         scale = float(want.abs().max()) or 1.0

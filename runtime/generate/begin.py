@@ -13,7 +13,9 @@ from planish.runtime.tensors import Array
 from planish.runtime.typetext import evaluate, solve, symbols
 
 
-def read_inputs(model: Model, inputs: Mapping[str, Any], batch: int | None = None) -> tuple[dict[str, Array], int]:
+def read_inputs(
+    model: Model, inputs: Mapping[str, Any], batch: int | None = None
+) -> tuple[dict[str, Array], int]:
     """The arrays that ``begin`` takes, and the number of their sequences.
 
     PL351 to PL358 as for every call; PL878: there is another number of sequences than ``batch``; PL881: the model
@@ -26,7 +28,9 @@ def read_inputs(model: Model, inputs: Mapping[str, Any], batch: int | None = Non
     tokens = {v.name: v.type for v in model.entry_points[PREFILL].inputs}[model.capacity.token_input]
     rows = tokens.dims[0]
     count = evaluate(rows, sizes) if symbols(rows) <= set(sizes) else batch or model.capacity.batch[0]
-    if batch in (None, count) and all(sizes.get(n, size) == size for n, size in solve(rows, count, {}).items()):
+    if batch in (None, count) and all(
+        sizes.get(n, size) == size for n, size in solve(rows, count, {}).items()
+    ):
         return arrays, count
     facts = ", ".join(f"{name} is {array.shape}" for name, array in arrays.items())
     raise UsageError("PL878", f"the inputs are of {count} sequences, the context of {batch}: {facts}")
@@ -36,7 +40,8 @@ def lacking(model: Model) -> UsageError:
     """The error for tokens that are read before anything else was."""
     names = ", ".join(model.capacity.given)
     return UsageError(
-        "PL881", f"the model reads {names} before tokens", hint="give them: context(inputs={...}), generate(..., inputs={...})"
+        "PL881", f"the model reads {names} before tokens",
+        hint="give them: context(inputs={...}), generate(..., inputs={...})",
     )  # fmt: skip
 
 

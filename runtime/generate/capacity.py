@@ -13,6 +13,11 @@ from planish.runtime.typetext import evaluate, symbols
 PREFILL, DECODE, EXTEND, MOVE, BEGIN = "prefill", "decode", "extend", "move", "begin"
 START, COUNT, LOGITS = "start", "count", "logits"
 FIRST, BY = "first", "by"
+PARALLEL = "_parallel"
+"""What the names of entry points end in that continue behind contexts which were read side by side."""
+
+POSITION, LAST, TEMPERATURE, SHARE = "position", "last", "temperature", "share"
+_MORE = {POSITION: "i64", FIRST: "i64", LAST: "i64", TEMPERATURE: "f32", SHARE: "f32"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Capacity:
 
     ``batch`` and ``widths`` are the smallest and the largest number of sequences, and of tokens by entry point.
     ``no_move`` is why rows of the caches cannot be moved, or None if they can; ``given`` names what the model reads
-    before any token, such as the text of an encoder.
+    before any token, such as the text of an encoder. ``parallel`` says whether contexts can be read side by side.
     """
 
     context: int | None
@@ -45,6 +50,7 @@ class Capacity:
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     no_move: str | None = "the model was compiled without it"
     given: tuple[str, ...] = ()
+    parallel: bool = False
 
     def slack(self) -> int | None:
         """How many tokens can always be taken back; None if all of them can."""
@@ -73,10 +79,17 @@ def read_capacity(
     ranges = {name: _ranges(entries[name], tokens, dims, where) for name in _known(entries)}
     if MOVE in entries:
         _check_move(entries, where)
+    parallel = all(name + PARALLEL in entries for name in (PREFILL, DECODE))
+    if parallel and (
+        rings or any(_states(entries[n]) != _states(entries[PREFILL]) for n in entries if _apart(n))
+    ):
+        raise _invalid("entry points over contexts side by side have other states than the others", where)
     begin = entries.get(BEGIN)
     return Capacity(
         context=None if endless else table["context"],
-        chunk=min(table["chunk"], *(widths[1] for name, (_, widths) in ranges.items() if name != DECODE)),
+        chunk=min(
+            table["chunk"], *(widths[1] for n, (_, widths) in ranges.items() if not n.startswith(DECODE))
+        ),
         batch=_batch(table.get("batch"), [batch for batch, _ in ranges.values()], where),
         token_input=tokens,
         vocabulary=table["vocabulary"],
@@ -84,11 +97,21 @@ def read_capacity(
         widths={name: widths for name, (_, widths) in ranges.items()},
         no_move=None if MOVE in entries else str(table.get("no_edit") or Capacity.no_move),
         given=() if begin is None else tuple(v.name for v in begin.inputs),
+        parallel=parallel,
     )
 
 
 def _known(entries: Mapping[str, EntryPoint]) -> list[str]:
-    return [name for name in (PREFILL, DECODE, EXTEND) if name in entries]
+    plain = (PREFILL, DECODE, EXTEND)
+    return [name for name in (*plain, *(n + PARALLEL for n in plain)) if name in entries]
+
+
+def _apart(name: str) -> bool:
+    return name.endswith(PARALLEL)
+
+
+def _states(entry: EntryPoint) -> set[str]:
+    return {s.name for s in entry.states}
 
 
 def _check_move(entries: Mapping[str, EntryPoint], where: str) -> None:
@@ -115,8 +138,11 @@ def _ranges(
 ) -> tuple[tuple[int, int], tuple[int, int]]:
     """The ranges of both axes of the tokens."""
     types = {v.name: v.type for v in entry.inputs}
-    if set(types) != {token_input, START, COUNT}:
-        raise _invalid(f"{entry} does not take {token_input}, {START} and {COUNT}", where)
+    more = _MORE if _apart(entry.name) else {}
+    if set(types) != {token_input, START, COUNT, *more}:
+        raise _invalid(f"{entry} does not take {', '.join((token_input, START, COUNT, *more))}", where)
+    if any(types[n].rank != 1 or types[n].dtype != kind for n, kind in more.items()):
+        raise _invalid(f"{entry} does not take {', '.join(more)} for each sequence", where)
     kind = types[token_input]
     if kind.rank != 2 or kind.dtype not in ("i64", "i32"):
         raise _invalid(f"{token_input}: {kind} holds no tokens", where)

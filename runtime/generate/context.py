@@ -24,7 +24,7 @@ from planish.runtime.generate.capacity import (
     START,
 )
 from planish.runtime.generate.checks import check_tokens, no_tokenizer, other_number, overflow
-from planish.runtime.generate.edits import Edit, Moves, applied, difference, moves_of, planned
+from planish.runtime.generate.edits import Edit, Moves, applied, difference, moves_of, planned, with_tail
 from planish.runtime.generate.model import Model
 from planish.runtime.states import States
 from planish.runtime.tensors import Array
@@ -104,7 +104,7 @@ class Context:
         entry point ``extend``), PL878 (another number of sequences), PL881 (the model has to :meth:`begin`).
         """
         given = self._checked(tokens)
-        if every and EXTEND not in self.model.entry_points:
+        if every and self._entry(EXTEND) not in self.model.entry_points:
             raise UsageError(
                 "PL877", "the model has no entry point that gives the logits of every token",
                 hint="compile it with GenerateOptions(extend=True)",
@@ -154,7 +154,7 @@ class Context:
     def fork(self) -> Context:
         """Another context with the same tokens and a copy of the caches, which goes its own way."""
         with self._lock:
-            made = Context(self.model, self.batch)
+            made = self._empty()
             made.states = self.states.copy()
             made._tokens = [list(ids) for ids in self._tokens]
             made._reach = list(self._reach)
@@ -170,8 +170,9 @@ class Context:
         """Make several edits ``(start, stop, tokens)`` of a sequence, places counted before the first of them.
 
         Only the new tokens are read. What stands behind keeps what it had made of the old ones, and moves: exact in
-        the first layer, approximate in later ones; exact where nothing stands behind. Gives what was left to do
-        after equal tokens at the ends. If the model fails while it reads, the tokens before the first edit are left.
+        the first layer, approximate in later ones. Up to 16 tokens behind them that would move are read anew, which
+        is exact. Gives what was left to do after equal tokens at the ends of edits. If the model fails while it
+        reads, the tokens before the first edit are left.
 
         Raises before anything runs: PL871 (they do not fit), PL873 (no such token), PL879 (the model's rows cannot be
         moved; edits that change no places are possible where nothing is a ring), PL880 (no such place or sequence).
@@ -184,9 +185,10 @@ class Context:
             made = applied(todo, old)
             if self.capacity.context is not None and len(made) > self.capacity.context:
                 raise overflow(len(old), len(made) - len(old), self.capacity.context)
-            work = moves_of(todo, len(old))
-            self._check_movable(todo, work, sequence)
-            self._make(todo, work, made, sequence)
+            full = with_tail(todo, old, bool(self.capacity.rings))
+            work = moves_of(full, len(old))
+            self._check_movable(full, work, sequence)
+            self._make(full, work, made, sequence)
             return tuple(todo)
 
     def text(self, sequence: int = 0) -> str:
@@ -206,8 +208,10 @@ class Context:
             raise no_tokenizer("text becomes tokens")
         with self._lock:
             old = self._tokens[self._index(sequence)]
-            ways = [difference(old, tokenizer.encode(text, special=special)) for special in (False, True)]
-            return self.edits(min(ways, key=_changed), sequence)
+            plain, framed = (
+                difference(old, tokenizer.encode(text, special=special)) for special in (False, True)
+            )
+            return self.edits(framed if _changed(framed) < _changed(plain) else plain, sequence)
 
     def replace_text(self, old: str, new: str, sequence: int = 0) -> tuple[Edit, ...]:
         """Replace a text by another one wherever it stands; see :meth:`edit_text`. PL880 if it is not there."""
@@ -262,23 +266,32 @@ class Context:
     def _call(self, part: list[list[int]], places: Sequence[int], every: bool = False) -> list[Array]:
         """Read tokens at places of each sequence; gives the logits of all of them, or of the last one."""
         longest = max(map(len, part))
-        entry = DECODE if longest == 1 else EXTEND if every else PREFILL
+        entry = self._entry(DECODE if longest == 1 else EXTEND if every else PREFILL)
         width = max(longest, self.capacity.widths[entry][0])
         ids = np.zeros((self.batch, width), self._token_type(entry))
         for row, more in zip(ids, part, strict=True):
             row[: len(more)] = more
         start, count = np.array(places, np.int64), np.array([len(more) for more in part], np.int64)
         # Code may write to the caches and fail then: these positions are lost either way.
-        self._reach = [
-            max(r, place + len(m)) for r, place, m in zip(self._reach, places, part, strict=True)
-        ]
-        feeds = {self.capacity.token_input: ids, START: start, COUNT: count}
+        self._reach = [max(r, place + len(m)) for r, place, m in zip(self._reach, places, part, strict=True)]
+        feeds = {self.capacity.token_input: ids, START: start, COUNT: count, **self._beside(start)}
         outputs = self.model.run(feeds, entry, states=self.states)
         logits = outputs[LOGITS] if LOGITS in outputs else next(iter(outputs.values()))
         return [
             logits[index, : len(more) if every else 1].astype(np.float32, copy=False)
             for index, more in enumerate(part)
         ]
+
+    def _empty(self) -> Context:
+        return Context(self.model, self.batch)
+
+    def _entry(self, name: str) -> str:
+        """The entry point that does for this context what another one does in general."""
+        return name
+
+    def _beside(self, start: Array) -> dict[str, Array]:
+        """What entry points read besides tokens and the rows for them."""
+        return {}
 
     def _know(self, index: int, logits: Array | None) -> None:
         self._logits[index] = logits

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from planish.errors import ArtifactError, PlanishError
-from planish.runtime.generate.capacity import BEGIN, PREFILL, Capacity
+from planish.errors import ArtifactError, PlanishError, UsageError
+from planish.runtime.generate.capacity import BEGIN, PREFILL
 from planish.runtime.generate.checks import check_tokens
 from planish.runtime.generate.context import Context
 from planish.runtime.generate.model import Model
+from planish.runtime.generate.parallel import Parallel, ParallelContext
 from planish.runtime.manifest import EntryPoint, State
 from planish.runtime.states import States, number_type, zeros
 from planish.runtime.tensors import (
@@ -35,12 +37,11 @@ _LOGITS = "logits"
 def write_context(context: Context, path: Path, *, overwrite: bool = False) -> Path:
     """Write a context; of caches that grow only the rows in use. The file appears when it is complete."""
     tensors: dict[str, Array] = {}
-    states = {s.name: s for s in context.model.entry_points[PREFILL].states}
-    used = max(context.lengths)
+    logits_of = context.logits  # first of all, because it may read a token again
+    growing, used = _growing(context.model), max(context.lengths)
     for name, array in context.states.arrays().items():
-        rows = array[..., :used, :] if _grows(states.get(name), context.capacity) else array
-        tensors[name] = np.ascontiguousarray(rows)
-    for index, logits in enumerate(context.logits):
+        tensors[name] = np.ascontiguousarray(array[..., :used, :] if name in growing else array)
+    for index, logits in enumerate(logits_of):
         if logits is not None:
             tensors[f"{_LOGITS}/{index}"] = np.ascontiguousarray(logits)
     facts = {
@@ -48,6 +49,8 @@ def write_context(context: Context, path: Path, *, overwrite: bool = False) -> P
         "tokens": json.dumps(context.tokens, separators=(",", ":")),
         "reach": json.dumps(context._reach),
     }  # fmt: skip
+    if isinstance(context, ParallelContext):
+        facts["parallel"] = json.dumps(asdict(context.parallel))
     facts["sha256"] = _digest(facts, tensors)
     with replacing(path, overwrite=overwrite) as file:
         for chunk in SafetensorsPayload(tensors, facts).chunks():
@@ -91,7 +94,7 @@ def _context(model: Model, facts: Mapping[str, str], tensors: Mapping[str, Array
     tokens, reach = (_json(facts.get(key, ""), where) for key in ("tokens", "reach"))
     if not isinstance(tokens, list) or not tokens or not isinstance(reach, list) or len(reach) != len(tokens):
         raise _damaged("its tokens are not a list", where)
-    made = Context(model, len(tokens))
+    made = _empty(model, facts, tokens, where)
     made._tokens = [check_tokens(ids, made.capacity.vocabulary) for ids in tokens]
     if not all(type(r) is int and r >= n for r, n in zip(reach, made.lengths, strict=True)):
         raise _damaged("it says that fewer positions were written than there are tokens", where)
@@ -113,6 +116,19 @@ def _context(model: Model, facts: Mapping[str, str], tensors: Mapping[str, Array
     return made
 
 
+def _empty(model: Model, facts: Mapping[str, str], tokens: list[Any], where: str) -> Context:
+    """A context without tokens, of the kind that was written."""
+    if "parallel" not in facts:
+        return Context(model, len(tokens))
+    try:
+        place = Parallel(**_json(facts["parallel"], where))
+    except (TypeError, UsageError):
+        place = None
+    if place is None or not model.capacity.parallel or len(tokens) != 1 or len(tokens[0]) < place.last:
+        raise _damaged("it does not say where contexts side by side stand", where)
+    return ParallelContext(model, place)
+
+
 def _begun(model: Model, stored: Mapping[str, Array]) -> tuple[State, ...]:
     """The states of a context without tokens: those that stand for other inputs, and perhaps caches."""
     begin = model.entry_points.get(BEGIN)
@@ -129,14 +145,15 @@ def _cache(state: State, entry: EntryPoint, stored: Array, context: Context, whe
         sizes |= solve(dim, size, sizes)
     shape = tuple(state.type.sizes(sizes))
     have = list(shape)
-    if _grows(state, context.capacity):
+    grows = state.name in _growing(context.model)
+    if grows:
         have[-2] = max(context.lengths)
     if tuple(have) != stored.shape or stored.dtype != number_type(state.type.dtype):
         raise _damaged(
             f"{state.name} is {stored.dtype}{list(stored.shape)}, the model has {state.type}", where
         )
     made = zeros(shape, state.type.dtype)
-    if _grows(state, context.capacity):
+    if grows:
         made[..., : stored.shape[-2], :] = stored
     else:
         made[...] = stored
@@ -158,12 +175,15 @@ def _logits(tensors: Mapping[str, Array], context: Context, where: str) -> list[
     return found
 
 
-def _grows(state: State | None, capacity: Capacity) -> bool:
-    """Whether a state has one row for each position of the context."""
-    if state is None or capacity.context is None or state.name in capacity.rings or state.type.rank < 3:
-        return False
-    rows = state.type.dims[-2]
-    return not symbols(rows) and evaluate(rows, {}) == capacity.context
+def _growing(model: Model) -> set[str]:
+    """The states that have one row for each position of the context."""
+    capacity, begin = model.capacity, model.entry_points.get(BEGIN)
+    others = {*capacity.rings, *(s.name for s in (begin.states if begin is not None else ()))}
+    if capacity.context is None:
+        return set()
+    states = (s for s in model.entry_points[PREFILL].states if s.name not in others and s.type.rank >= 3)
+    rows = {s.name: s.type.dims[-2] for s in states}
+    return {n for n, dim in rows.items() if not symbols(dim) and evaluate(dim, {}) == capacity.context}
 
 
 def _digest(facts: Mapping[str, str], tensors: Mapping[str, Array]) -> str:

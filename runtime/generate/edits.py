@@ -12,6 +12,9 @@ from planish.runtime.generate.checks import check_tokens
 GAP = 8
 """Changes that stand no further apart are made one by :func:`difference`: reading so few tokens costs nothing."""
 
+TAIL = 16
+"""So few tokens behind the last edit are read anew instead of moved: that is exact, and gives the last logits."""
+
 _MOST = 1000
 
 
@@ -31,7 +34,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Moves:
-    """What edits are for caches: moves of rows ``(first, by)`` in turn, then tokens to read at places, left to right."""
+    """What edits are for caches: rows ``(first, by)`` that move in turn, then tokens to read at places."""
 
     moves: tuple[tuple[int, int], ...]
     reads: tuple[tuple[int, tuple[int, ...]], ...]
@@ -55,7 +58,7 @@ def planned(edits: Iterable[Any], old: Sequence[int], vocabulary: int) -> list[E
     for edit in sorted(given, key=lambda e: (e.start, e.stop)):
         if made and edit.start < made[-1].stop:
             raise UsageError(
-                "PL880", f"two edits overlap: tokens {made[-1].start} to {made[-1].stop} and {edit.start} to {edit.stop}",
+                "PL880", f"two edits overlap at the tokens {edit.start} to {made[-1].stop}",
                 hint="places of all edits are counted before the first",
             )  # fmt: skip
         if made and edit.start == made[-1].stop:
@@ -82,6 +85,14 @@ def applied(edits: Sequence[Edit], old: Sequence[int]) -> list[int]:
     return [*made, *old[at:]]
 
 
+def with_tail(edits: list[Edit], old: Sequence[int], rings: bool = False) -> list[Edit]:
+    """The same edits; the last one reaches to the end if only few tokens behind it would move, or are in ``rings``."""
+    if len(old) - edits[-1].stop > TAIL or not (edits[-1].growth or rings):
+        return edits
+    last = edits[-1]
+    return [*edits[:-1], Edit(last.start, len(old), (*last.tokens, *old[last.stop :]))]
+
+
 def moves_of(edits: Sequence[Edit], length: int) -> Moves:
     """How edits of a sequence of ``length`` tokens, from left to right, are done.
 
@@ -103,9 +114,9 @@ def moves_of(edits: Sequence[Edit], length: int) -> Moves:
 
 
 def difference(old: Sequence[int], new: Sequence[int], gap: int = GAP) -> list[Edit]:
-    """Few edits that make the list ``new`` of ``old``, from left to right; up to ``gap`` equal tokens between them join.
+    """Few edits that make the list ``new`` of ``old``, from left to right.
 
-    Lists that have little in common give one edit.
+    Edits with up to ``gap`` equal tokens between them become one. Lists that have little in common give one edit.
     """
     head, tail = _common(old, new)
     before, after = list(old[head : len(old) - tail]), list(new[head : len(new) - tail])

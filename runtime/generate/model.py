@@ -16,6 +16,7 @@ from planish.runtime.tensors import Array
 if TYPE_CHECKING:
     from planish.runtime.generate.api import Listener
     from planish.runtime.generate.context import Context
+    from planish.runtime.generate.parallel import ParallelContext
     from planish.runtime.generate.tokenizer import Tokenizer
 
 
@@ -79,6 +80,31 @@ class Model(ABC):
 
         return Context.restore(self, path)
 
+    def parallel(
+        self,
+        prefix: Any,
+        contexts: Sequence[Any],
+        *,
+        temperature: float = 0.9,
+        share: float = 0.9,
+        inputs: Mapping[str, Any] | None = None,
+    ) -> ParallelContext:
+        """A context in which ``contexts``, texts or lists of tokens, stand side by side behind a common ``prefix``.
+
+        Each is read alone behind the prefix, at the same positions; what the context reads afterwards sees all of them
+        (APE, arXiv 2502.05431). Their order says nothing. Scores of their tokens are divided by ``temperature``, and
+        ``share`` scales what weight they have together: 0.9 for both are the values of the paper's demonstration; 1
+        leaves attention as it is. With one context and 1 for both it is as if all were read one after another.
+        ``inputs`` are for models with an encoder.
+
+        Raises before anything runs: PL824 (numbers out of range), PL871 (they do not fit), PL872 (an empty prefix),
+        PL873 (no such token), PL874 (no tokenizer), PL878 (the model takes several sequences at once), PL881 (inputs
+        that are missing, or too many), PL882 (the model was compiled without ``parallel``).
+        """
+        from planish.runtime.generate.parallel import parallel_context
+
+        return parallel_context(self, prefix, contexts, temperature, share, inputs)
+
     def generate(
         self,
         prompt: Any,
@@ -108,7 +134,8 @@ class Model(ABC):
 
         Raises before anything runs: PL824 (a value out of range), PL870 (not made for generation), PL871 (prompt and
         ``max_tokens`` do not fit), PL872 (empty prompt), PL873 (no such token), PL874 (no tokenizer), PL876 (chat),
-        PL877 (cannot speculate), PL878 (numbers of sequences), PL881 (inputs that are missing, or too many). PL790 if the model gives no numbers.
+        PL877 (cannot speculate), PL878 (numbers of sequences), PL881 (inputs that are missing, or too
+        many). PL790 if the model gives no numbers.
         """
         from planish.runtime.generate.api import Request, generate
 

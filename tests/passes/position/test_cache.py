@@ -345,5 +345,5 @@ def test_entry_points_share_states_and_constants() -> None:
     made = inserted("llama")
     states = {n.name: n for n in every_state(made)}
     assert len(states) == 4 and set(states) == set(dict(made.module["decode"].states))
-    constants = [set(p.constants()) for p in made.module.programs]
+    constants = [set(p.constants()) for p in made.module.programs if p.name != "move"]
     assert all(c == constants[0] for c in constants)

@@ -60,6 +60,20 @@ def test_first_layer_is_exact(name: str) -> None:
     assert steps.lengths.tolist() == [27, 20]
 
 
+def test_far_positions_are_as_exact() -> None:
+    """Angles of far positions are rounded, and what is moved there has the same ones as what is computed there."""
+    program, weights = source("llama")
+    cached = insert_cache(program, weights, CacheOptions(context=2304, chunk=2304))
+    ids = tokens(1, 2200)
+    steps, fresh = Steps(cached, weights, 1), Steps(cached, weights, 1)
+    steps("prefill", ids)
+    moved(steps, [10], [7])
+    moved(steps, [40], [-2])
+    fresh("prefill", torch.cat([ids[:, :10], ids[:, 3:31], ids[:, 33:]], 1))
+    have, want = steps.states["keys.0"], fresh.states["keys.0"]
+    assert error(have[:, :, 38:2205], want[:, :, 38:2205]) <= EXACT / 10
+
+
 def test_there_and_back() -> None:
     cached, weights = made("llama")
     steps = Steps(cached, weights, 1)
