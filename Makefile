@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -
 # Two workers; a file's tests stay in one worker, so that what it prepares is prepared once.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-.PHONY: help venv demo test test-all check format bench bench-coverage bench-cpu bench-onnx bench-model bench-speed clean
+.PHONY: help venv demo test test-all check format bench bench-coverage bench-cpu bench-edits bench-generate bench-onnx bench-model bench-speed clean
 
 help:
 	@echo "make demo             compress and run the small language model, with a report"
@@ -15,7 +15,7 @@ help:
 	@echo "make test-all         all tests"
 	@echo "make check            ruff, mypy, import floors"
 	@echo "make format           put the code into the project's form"
-	@echo "make bench            every benchmark; also bench-coverage, bench-cpu, bench-onnx, bench-model, bench-speed"
+	@echo "make bench            every benchmark; also bench-coverage, bench-cpu, bench-edits, bench-generate, bench-onnx, bench-model, bench-speed"
 	@echo "make clean            remove the virtual environment, caches and builds"
 
 venv: .venv/.ready
@@ -52,7 +52,7 @@ format: venv
 .typing/planish:
 	@mkdir -p .typing && ln -sfn .. .typing/planish
 
-bench: bench-coverage bench-onnx bench-model bench-speed bench-cpu
+bench: bench-coverage bench-onnx bench-model bench-speed bench-cpu bench-generate bench-edits
 
 bench-model: venv
 	@$(BIN)/python -m benchmarks.language_model
@@ -60,6 +60,7 @@ bench-model: venv
 bench-speed: venv
 	@$(BIN)/python -m benchmarks.ir_speed
 	@$(BIN)/python -m benchmarks.memory
+	@$(BIN)/python -m benchmarks.footprint
 
 bench-coverage: venv
 	@$(BIN)/python -m benchmarks.coverage
@@ -67,6 +68,13 @@ bench-coverage: venv
 bench-cpu: venv
 	@$(PIP) -e '.[bench]'
 	@$(BIN)/python -m benchmarks.cpu
+
+bench-generate: venv
+	@$(PIP) -e '.[bench]'
+	@$(BIN)/python -m benchmarks.generate
+
+bench-edits: venv
+	@$(BIN)/python -m benchmarks.edits
 
 bench-onnx: venv
 	@$(BIN)/python -m benchmarks.onnx_nodes

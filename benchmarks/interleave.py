@@ -10,19 +10,33 @@ from time import perf_counter, sleep
 PAUSE = 0.02
 """Seconds between contestants, so that spinning worker threads of the last one fall asleep."""
 
-
 TURN = 0.3
 """Seconds that the calls of a contestant in a round should not exceed."""
+
+LONG = 1.0
+"""Seconds from which a call is so long that caches which others have filled make no difference to it."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something to time: its name, one call, the bytes of its weights, and what to know about it."""
+    """Something to time: its name, one call, the bytes of its weights, and what to know about it.
+
+    ``prepare`` is called before each call and not timed.
+    """
 
     name: str
     call: Callable[[], object]
     bytes: int = 0
     note: str = ""
+    prepare: Callable[[], object] | None = None
+
+    def seconds(self) -> float:
+        """How long a call takes."""
+        if self.prepare is not None:
+            self.prepare()
+        begin = perf_counter()
+        self.call()
+        return perf_counter() - begin
 
 
 @dataclass(frozen=True)
@@ -48,26 +62,23 @@ class Race:
 def race(contestants: Sequence[Contestant], rounds: int = 15, calls: int = 5) -> Race:
     """Each round times up to ``calls`` calls of every contestant, and takes their median.
 
-    One call before them is not counted; slow contestants are called less often, but at least once.
+    One call before them is not counted, unless it takes long; slow contestants are called less often, but at least
+    once.
     """
     found: dict[str, list[float]] = {c.name: [] for c in contestants}
-    counts = {}
+    counts, warm = {}, {}
     for c in contestants:
-        c.call()
-        begin = perf_counter()
-        c.call()
-        counts[c.name] = max(1, min(calls, int(TURN / (perf_counter() - begin))))
+        taken = c.seconds()
+        if taken < LONG:
+            taken = c.seconds()
+        counts[c.name], warm[c.name] = max(1, min(calls, int(TURN / taken))), taken < LONG
     for index in range(rounds):
         shift = index % len(contestants)
         for c in (*contestants[shift:], *contestants[:shift]):
             sleep(PAUSE)
-            c.call()
-            times = []
-            for _ in range(counts[c.name]):
-                begin = perf_counter()
-                c.call()
-                times.append(perf_counter() - begin)
-            found[c.name].append(statistics.median(times))
+            if warm[c.name]:
+                c.seconds()
+            found[c.name].append(statistics.median(c.seconds() for _ in range(counts[c.name])))
     first = found[contestants[0].name]
     ratios = {n: [a / b for a, b in zip(t, first, strict=True)] for n, t in found.items()}
     return Race({n: _timing(t) for n, t in found.items()}, {n: _timing(t) for n, t in ratios.items()})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,3 +137,26 @@ def requantized(source: Path, kind: str, folder: Path) -> Path:
     if code:
         raise RuntimeError(f"llama.cpp cannot make {kind}: {code}")
     return made
+
+
+def hugging_face(source: Path, folder: Path) -> Path:
+    """The model of a GGUF file as a Hugging Face folder, in fp32, with its tokenizer."""
+    from planish.frontend.capture.gguf import load_gguf, write_gguf_tokenizer
+
+    model: Any = load_gguf(source)
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    write_gguf_tokenizer(source, folder)
+    return folder
+
+
+def genai_int4(model: Path, folder: Path) -> Path:
+    """A Hugging Face folder as a model of onnxruntime-genai in 4 bits, made by its own builder for fast processors."""
+    subprocess.run(
+        [
+            sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(model), "-o", str(folder), "-p", "int4",
+            "-e", "cpu", "-c", str(folder / "cache"), "--extra_options", "int4_accuracy_level=4", "int4_block_size=32",
+        ],
+        check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,12 +40,23 @@ def cast(value: Any, kind: str) -> Any:
     if "bfloat16" in (have, kind):
         return _cast_bf16(value, have, kind)
     if kind == "bool":
-        return tirx.NE(value, literal(0, have))
+        return unequal(value, literal(0, have))
     if have == "bool":
         return tirx.Select(value, literal(1, kind), literal(0, kind))
     if have.startswith("float") and kind.startswith(("int", "uint")) and kind != "int64":
         return tirx.Cast(kind, tirx.Cast("int64", value))  # wraps, as torch does
     return tirx.Cast(kind, value)
+
+
+def unequal(a: Any, b: Any) -> Any:
+    """True where two numbers differ, or one is NaN, which TVM's comparison denies."""
+    differ = tirx.NE(a, b)
+    if not str(a.ty).startswith("float"):
+        return differ
+    for each in (a, b):
+        is_number = isinstance(each, tirx.FloatImm) and not math.isnan(each.value)
+        differ = differ if is_number else tirx.any(differ, tirx.isnan(each))
+    return differ
 
 
 def _cast_bf16(value: Any, have: str, kind: str) -> Any:
@@ -107,6 +119,11 @@ class Reader:
     def rank(self) -> int:
         """Number of axes."""
         return len(self.shape)
+
+
+def _places(index: Index) -> tuple[int, ...]:
+    """What tells indices apart: numbers by value, expressions by identity."""
+    return tuple(int(i) if isinstance(i, (int, tirx.IntImm)) else id(i) for i in index)
 
 
 class _Scope:
@@ -183,19 +200,28 @@ class Elements:
 
     def value(self, node: Node, index: Index) -> Any:
         """The element of a node at an index, in its element type."""
-        key = (node, tuple(int(i) if isinstance(i, (int, tirx.IntImm)) else id(i) for i in index))
+        return self.shared(node, index, lambda: self._value(node, index))
+
+    def _value(self, node: Node, index: Index) -> Any:
+        if node not in self.stored:
+            return self.let(self._made(node, index))
+        made = self.stored[node](index)
+        return self.let(made) if self._scopes[-1].statements else made
+
+    def _wide(self, node: Node, index: Index) -> Any:
+        """A name for the element of a node at an index, in the type to compute in."""
+        value, kind = self.value(node, index), computed(node.dtype)
+        return self.shared((node, kind), index, lambda: self.let(cast(value, kind)))
+
+    def shared(self, what: Any, index: Index, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives for an index, made once."""
+        key = (what, *_places(index))
         for scope in self._scopes:
             if key in scope.known:
                 return scope.known[key][0]
-        if node in self.stored:
-            made = self.stored[node](index)
-            made = self.let(made) if self._scopes[-1].statements else made
-        else:
-            made = self.let(self._made(node, index))
-        self._scopes[-1].known[key] = (
-            made,
-            index,
-        )  # keeps the index alive, so that its identity stays its own
+        made = make()
+        # the index stays alive, so that its identity stays its own
+        self._scopes[-1].known[key] = (made, index)
         return made
 
     def _made(self, node: Node, index: Index) -> Any:
@@ -231,7 +257,7 @@ class Elements:
     def _broadcast(self, node: Node, index: Index) -> Any:
         places = index[len(index) - node.rank :]
         places = tuple(0 if s == 1 else i for s, i in zip(node.shape, places, strict=True))
-        return self.let(cast(self.value(node, places), computed(node.dtype)))
+        return self._wide(node, places)
 
 
 class Call:

@@ -61,6 +61,7 @@ class Product:
         load = self.load.name if self.load is not None else None
         return NativeCode(self.device, current_abi(), libraries, entries, load, self.resources)
 
+
 def _source(name: str, kind: TensorType, weights: Weights) -> TensorSource:
     def data() -> Any:
         from planish.ir.arrays import to_numpy

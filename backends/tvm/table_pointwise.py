@@ -8,7 +8,7 @@ from typing import Any
 from tvm import tirx
 
 from planish.backends.tvm.cpu import math as vector
-from planish.backends.tvm.expressions import Call, cast, literal
+from planish.backends.tvm.expressions import Call, cast, literal, unequal
 from planish.backends.tvm.table import lowers
 
 Value = Any
@@ -27,7 +27,13 @@ def is_nan(x: Value) -> Value:
 
 def equal(a: Value, b: Value) -> Value:
     """True where two numbers are equal."""
-    return tirx.EQ(a, b)
+    return _ordered(a, b, tirx.EQ(a, b))
+
+
+def _ordered(a: Value, b: Value, comparison: Value) -> Value:
+    """A comparison that holds of equal numbers: TVM takes it for true of a value with itself, which may be NaN."""
+    is_float = str(a.ty).startswith("float")
+    return tirx.Not(is_nan(a)) if is_float and a.same_as(b) else comparison
 
 
 def constant(like: Value, value: float) -> Value:
@@ -373,11 +379,11 @@ def _compare(name: str, function: Callable[[Value, Value], Value]) -> None:
 
 
 _compare("eq", equal)
-_compare("ne", lambda a, b: tirx.NE(a, b))
+_compare("ne", unequal)
 _compare("lt", lambda a, b: a < b)
-_compare("le", lambda a, b: a <= b)
+_compare("le", lambda a, b: _ordered(a, b, a <= b))
 _compare("gt", lambda a, b: a > b)
-_compare("ge", lambda a, b: a >= b)
+_compare("ge", lambda a, b: _ordered(a, b, a >= b))
 
 
 def _bits(name: str, function: Callable[[Value, Value], Value]) -> None:

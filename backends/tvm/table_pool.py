@@ -9,15 +9,10 @@ from tvm import te, tirx
 
 from planish.backends.tvm.expressions import Call, Reader, all_of, as_expression, cast, literal
 from planish.backends.tvm.table import computed, lowers, storage
+from planish.backends.tvm.table_reduction import MAXIMUM, lowest
 from planish.ir.types import Size
 
 AXES = (1, 2, 3)
-_GREATER = te.comm_reducer(
-    lambda a, b: tirx.Select(tirx.Or(a > b, tirx.NE(a, a)), a, b),
-    lambda kind: tirx.min_value(kind),
-    name="greater",
-)
-"""The larger of two values; NaN if one of them is."""
 
 
 def narrow(c: Call, value: Any) -> Any:
@@ -51,8 +46,8 @@ def _max_pool(
             i * s - p + k * d
             for i, s, p, k, d in zip(index[lead:], stride, padding, window, dilation, strict=True)
         ]
-        value = tirx.if_then_else(_inside(at, x), x.wide(*index[:lead], *at), tirx.min_value(kind))
-        return _GREATER(value, axis=window)
+        value = tirx.if_then_else(_inside(at, x), x.wide(*index[:lead], *at), lowest(kind))
+        return MAXIMUM(value, axis=window)
 
     return narrow(c, te.compute(tuple(c.shape()), element, "pooled"))
 
@@ -102,9 +97,9 @@ def _adaptive(c: Call, x: Reader, output: Sequence[Size], largest: bool) -> Any:
             begin, end = bounds(i, s, o)
             places.append(begin + k)
             inside.append(begin + k < end)
-        default = tirx.min_value(kind) if largest else literal(0, kind)
+        default = lowest(kind) if largest else literal(0, kind)
         value = tirx.if_then_else(all_of(inside), x.wide(*index[:lead], *places), default)
-        return _GREATER(value, axis=window) if largest else te.sum(value, axis=window)
+        return MAXIMUM(value, axis=window) if largest else te.sum(value, axis=window)
 
     total = te.compute(tuple(c.shape()), element, "pooled")
     if largest:

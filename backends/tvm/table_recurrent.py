@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.expressions import Call, cast, literal
 from planish.backends.tvm.table import computed, lowers, storage
+from planish.backends.tvm.table_pointwise import larger
 
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -124,5 +125,5 @@ def _cell(form: _Shape, kind: str, sums: Any, states: Sequence[Any], b: Any, j: 
         reset, update = T.bind(_sigmoid(both(0), kind)), T.bind(_sigmoid(both(1), kind))
         new = T.bind(tirx.tanh(sums[0, 2 * form.hidden + j] + reset * sums[1, 2 * form.hidden + j]))
         return [(literal(1, kind) - update) * new + update * states[0][b, j]]
-    total = both(0)
-    return [tirx.tanh(total) if form.kind == "rnn_tanh" else tirx.max(total, literal(0, kind))]
+    total = T.bind(both(0))
+    return [tirx.tanh(total) if form.kind == "rnn_tanh" else larger(total, literal(0, kind))]

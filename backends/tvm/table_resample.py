@@ -24,11 +24,19 @@ def _whole(value: Any) -> Any:
 @lowers("aten.upsample_nearest2d", form="index")
 def _nearest(c: Call, index: Index, x: Reader, output: Sequence[Any]) -> Any:
     *lead, _, _ = index
-    places = []
-    for i, have, want in zip(index[-2:], x.shape[-2:], output, strict=True):
+    sizes = zip(index[-2:], x.node.shape[-2:], x.shape[-2:], output, strict=True)
+    return x(*lead, *(_nearest_place(c, *each) for each in sizes))
+
+
+def _nearest_place(c: Call, i: Any, length: Any, have: Any, want: Any) -> Any:
+    """The place in the input, once for several images: TVM cannot lower numbers in f32 that it names itself."""
+
+    def make() -> Any:
         ratio = cast(as_expression(have), "float32") / cast(as_expression(c.size(want)), "float32")
-        places.append(_clamped(_whole(tirx.floor(cast(i, "float32") * ratio)), have))
-    return x(*lead, *places)
+        at = c.let(cast(i, "float32") * ratio)
+        return c.let(_clamped(_whole(tirx.floor(at)), have))
+
+    return c.elements.shared(("nearest", length, want), (i,), make)
 
 
 def _source(c: Call, i: Any, have: Any, want: Any, align: bool) -> Any:

@@ -10,6 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.expressions import Call, as_expression, cast, literal
 from planish.backends.tvm.table import computed, lowers
+from planish.backends.tvm.table_pointwise import larger, smaller
 
 Loop = Callable[[list[Any]], None]
 
@@ -141,5 +142,4 @@ def _combined(reduce: str, a: Any, b: Any) -> Any:
         return a + b
     if reduce == "prod":
         return a * b
-    larger = a > b if reduce == "amax" else a < b
-    return tirx.Select(tirx.Or(larger, tirx.NE(a, a)), a, b)
+    return larger(a, b) if reduce == "amax" else smaller(a, b)

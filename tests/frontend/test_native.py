@@ -231,6 +231,30 @@ def test_weights_are_stored_once_and_packed(words: int, width: int, passes: str)
     assert stored <= leaves * 1.02 + 4096
 
 
+def test_coded_convolutions_with_batch_norm() -> None:
+    """Factors of a batch norm on coded weights hide no convolution from its kernel, and nothing is decoded for them."""
+    from planish.frontend import api
+    from tests import parity
+    from tests.models import CASES
+
+    captured, sizes = parity.captured("resnet"), {"B": 2, "H": 32, "W": 64}
+    inputs = parity.inputs_of(CASES["resnet"], sizes)
+    passes = "auto,int4{group=32}"
+    options = api.make_options(target="cpu{isa=generic,activation_bits=32}", passes=passes)
+    with api.compile_captured(captured, options) as compiled:
+        found = compiled.run(inputs)
+        product = compiled._made.lowered
+    (program,) = product.module.programs
+    assert program.count("aten.convolution") == 0
+    assert program.count("kernel.conv") == captured.program.count("aten.convolution")
+    with api.compile_captured(captured, api.make_options(target="eager", passes=passes)) as interpreted:
+        want = interpreted.run(inputs)
+        coded = {leaf.name for leaf in interpreted.program.constants() if "#int4" in leaf.name}
+    for name, value in want.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5 * np.abs(value).max())
+    assert coded and coded == {name for name in product.tensors if "#int4" in name}
+
+
 def test_weights_that_take_more_than_their_program_are_refused() -> None:
     program = made("eager").program
     leaves = sum(int(leaf.tensor.nbytes) for leaf in program.constants())

@@ -14,7 +14,7 @@ from planish.ir.target import Machine
 from planish.ir.weights import Weights
 from planish.passes.activations import RoundActivations, RoundOperands
 from planish.passes.materialise import materialise
-from planish.passes.select import constant_values, is_constant
+from planish.passes.select import constant_values, is_constant, lay_out
 
 CODED = """
 def main(x: f32[3, 64]):
@@ -94,3 +94,16 @@ def test_a_limit_keeps_values_out_of_memory() -> None:
     program, _ = coded()
     split = materialise(program, Machine("test"), limit=100)
     assert split.load is None and split.main is program and not split.choices[0].at_load
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+def test_codes_are_laid_out_but_never_decoded(decoded: bool) -> None:
+    """Also those of small weights, whose parts are larger than the decoded weight once they fill whole tiles."""
+    value = "planish.tile_rows(w, 2, 1)" if decoded else "planish.panel(u, 4)"
+    program = parse(
+        "def main(x: f32[3, 64]):\n    codes: u8[2, 32] = const('w/codes')\n    scale: f16[2, 1] = const('w/scale')\n"
+        "    u = planish.unpack(codes, 4, 64)\n    w = planish.dequant(u, scale, 8, 64)\n"
+        f"    t = {value}\n    return x, t\n"
+    )
+    after = lay_out(program, coded()[1], Log())
+    assert any("#layout" in leaf.name for leaf in after.constants()) == (not decoded)

@@ -143,7 +143,11 @@ def variants(node: Node, isa: Isa) -> tuple[Variant, ...]:
     """Vectors of queries by keys in registers, keys of a block (in ``times`` of these), work that is parallel."""
     made = [variant(times=4), variant(times=16)]
     if isa.registers >= 32:
-        made += [variant(vectors=1, keys=12, times=6), variant(vectors=3, keys=8), variant(vectors=4, keys=6, times=16)]
+        made += [
+            variant(vectors=1, keys=12, times=6),
+            variant(vectors=3, keys=8),
+            variant(vectors=4, keys=6, times=16),
+        ]
     else:
         made += [variant(keys=4, times=12), variant(vectors=1, keys=8)]
     q, k = node.args[:2]

@@ -24,6 +24,7 @@ from planish.backends.tvm.cpu.conv_words import (
     loop,
     named,
     read,
+    rounding,
     settled,
     tensor_buffer,
 )
@@ -91,7 +92,7 @@ def build(node: Node, isa: Isa, chosen: Variant = DEFAULT) -> Any:
             if value is not None:
                 extra[name] = T.arg(name, tensor_buffer(dims, value))
         out = T.arg("out", tensor_buffer(dims, node))
-        with pairs.imported() if isa.bf16 else nullcontext():
+        with rounding(isa):
             weights = Weights(flat(weight), runs, tile, depth, tiles.dtype.name == "bf16", chosen)
             shape = list(map(settled, dims.shape(x.shape)))
             point = tuple(size) == (1, 1) and not any(padding)

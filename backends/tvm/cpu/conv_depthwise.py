@@ -16,6 +16,7 @@ from planish.backends.tvm.cpu.conv_words import (
     loop,
     named,
     read,
+    rounding,
     settled,
     tensor_buffer,
     write,
@@ -95,7 +96,7 @@ def build(node: Node, isa: Isa) -> Any:
         after, first = settled(tirx.min(after, columns)), settled(tirx.min(first, columns))
         middle = settled(after - first)
 
-        with loop(batch * rows, large) as line:
+        with rounding(isa), loop(batch * rows, large) as line:
             top = tirx.floormod(line, rows)
 
             def channel(start: Any, vectors: int, lanes: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,11 @@ def blocks(length: Any, size: int, body: Callable[[Any, int], None]) -> None:
             body(tirx.min(i * size, length - size), size)
         with T.Else(), T.serial(0, length) as i:
             body(i, 1)
+
+
+def rounding(isa: Isa) -> AbstractContextManager[Any]:
+    """The scope in which results may be rounded to bf16; wraps the body of a function."""
+    return pairs.imported() if isa.bf16 else nullcontext()
 
 
 def narrow(isa: Isa, value: Any, lanes: int) -> Any:

@@ -67,10 +67,11 @@ def round_bf16(v: Any) -> Any:
         bits = T.reinterpret(_kind("uint32", lanes), x)
         odd = tirx.bitwise_and(tirx.shift_right(bits, _of("uint32", 16, lanes)), _of("uint32", 1, lanes))
         up = tirx.bitwise_and(bits + odd + _of("uint32", 0x7FFF, lanes), _of("uint32", 0xFFFF0000, lanes))
-        # A NaN that is one by its low bits alone would be cut to an infinity.
-        return T.reinterpret(
-            _kind("float32", lanes), tirx.Select(tirx.EQ(x, x), up, _of("uint32", _NAN, lanes))
-        )
+        # Rounding may carry a NaN over to a number, or cut it to an infinity. TVM takes ``x == x`` for true.
+        size = tirx.bitwise_and(bits, _of("uint32", 0x7FFFFFFF, lanes))
+        is_number = size <= _of("uint32", 0x7F800000, lanes)
+        chosen = tirx.Select(is_number, up, _of("uint32", _NAN, lanes))
+        return T.reinterpret(_kind("float32", lanes), chosen)
 
     return bind(v, value)
 

@@ -9,7 +9,16 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from planish.backends.tvm.cpu import emit
-from planish.backends.tvm.cpu.conv_words import flat, loop, named, read, settled, tensor_buffer, write
+from planish.backends.tvm.cpu.conv_words import (
+    flat,
+    loop,
+    named,
+    read,
+    rounding,
+    settled,
+    tensor_buffer,
+    write,
+)
 from planish.backends.tvm.cpu.windows import Window, channel_blocks
 from planish.backends.tvm.dims import Dims
 from planish.backends.tvm.isa import Isa
@@ -57,7 +66,7 @@ def build(node: Node, isa: Isa) -> Any:
                     value = value / emit.splat(tirx.Cast("float32", count), lanes)
                 write(isa, target, place + v * lanes, value, lanes)
 
-        with loop(batch * rows, large) as line, T.serial(0, columns) as column:
+        with rounding(isa), loop(batch * rows, large) as line, T.serial(0, columns) as column:
             top = tirx.floormod(line, rows)
             channel_blocks(channels, isa.lanes, lambda *block: pixel(line, top, column, *block))
     return builder.get()

@@ -130,7 +130,33 @@ def element_by_element(function: Any, threads: int) -> Any:
         launches[0] if len(launches) == 1 else tirx.SeqStmt(launches), old.init, old.alloc_buffers,
         old.match_buffers, old.annotations,
     )  # fmt: skip
-    return function.with_body(s_tir.SBlockRealize([], True, outer)).with_attr(SCHEDULED, 1)
+    return _plain(function.with_body(s_tir.SBlockRealize([], True, outer))).with_attr(SCHEDULED, 1)
+
+
+def _plain(function: Any) -> Any:
+    """The function with its blocks lowered to loops, and buffers between launches that keep their sizes.
+
+    TVM makes buffers as small as the places that it sees written; where it cannot tell these, the sizes name threads,
+    outside of any launch. What is reached under another name it leaves alone.
+    """
+    passes = s_tir.transform
+    steps = (
+        passes.LowerInitBlock(), passes.PlanAndUpdateBufferAllocationLocation(), passes.ConvertBlocksToOpaque(),
+        passes.LowerMatchBuffer(), passes.LowerOpaqueBlock(),
+    )  # fmt: skip
+    made = tvm.transform.Sequential(steps)(tvm.IRModule({"main": function}))["main"]
+    first: list[Any] = []
+    rest = list(made.body.seq) if isinstance(made.body, tirx.SeqStmt) else [made.body]
+    names: dict[Any, Any] = {}
+    while isinstance(rest[0], tirx.AllocBuffer):
+        first.append(rest.pop(0))
+        buffer = first[-1].buffer
+        names[buffer] = tirx.decl_buffer(list(buffer.shape), buffer.dtype, f"{buffer.name}_named")
+        first.append(tirx.DeclBuffer(names[buffer], data=buffer.data))
+    if not names:
+        return made
+    body = tvm_ffi.structural_map(tirx.SeqStmt(rest), (tirx.Var, lambda v: names.get(v, v)))
+    return made.with_body(tirx.SeqStmt([*first, *body.seq]))
 
 
 def _launch(nest: Any, threads: int) -> Any:

@@ -189,7 +189,18 @@ def select_conv(x: Node, w: Node, b: Any, stride: Any, padding: Any, dilation: A
     tiles = tiled_weight(w, dilation, tile, depth)
     return _first(
         kernel.conv(
-            _last(x), tiles, b, None, channels, (rows, columns), stride, padding, dilation, tile, depth, "none"
+            _last(x),
+            tiles,
+            b,
+            None,
+            channels,
+            (rows, columns),
+            stride,
+            padding,
+            dilation,
+            tile,
+            depth,
+            "none",
         )
     )
 

@@ -268,6 +268,50 @@ def test_places_outside_of_a_table_are_harmless() -> None:
     assert torch.isfinite(found).all()
 
 
+SPECIAL = (
+    "aten.max_pool1d(x, [3], [1], [1], [1])", "aten.max_pool2d(x, [1, 3], [1, 2], [0, 0], [1, 1])",
+    "aten.adaptive_max_pool1d(x, [2])", "aten.avg_pool1d(x, [3], [1], [0])", "aten.amax(x, [2])", "aten.amin(x, [2])",
+    "aten.maximum(x, y)", "aten.minimum(x, 1.0)", "aten.relu(x)", "aten.clamp(x, -1.0, 1.0)", "aten.ne(x, 0.0)",
+    "aten.ne(x, x)", "aten.ne(x, y)", "aten.eq(x, x)", "aten.eq(x, y)", "aten.ge(x, x)", "aten.lt(x, x)",
+    "aten.to(x, bool)", "aten.isnan(x)", "aten.any(x, [2])",
+    "aten.all(x, [2])", "aten.where(aten_isnan, 0.0, x)", "aten.scatter_reduce(x, 2, i, y, 'amax', True)",
+    "aten.scatter_reduce(x, 2, i, y, 'amin', False)", "aten.rnn_relu(t, [s], [w, w], False, 1, False, False)",
+)  # fmt: skip
+
+
+def test_nan_and_infinities() -> None:
+    """NaN wins where values are compared, differs from all, and is true."""
+    programs = {
+        f"special{i}": parse(
+            "def main(x: f32[1, 1, 6], y: f32[1, 1, 6], i: i64[1, 1, 6], t: f32[2, 1, 1], s: f32[1, 1, 1],"
+            f" w: f32[1, 1]):\n{'    n = aten.isnan(x)' + chr(10) if 'aten_isnan' in call else ''}"
+            f"    out = {call.replace('aten_isnan', 'n')}\n"
+            + ("    r = planish.item(out, 0)\n    return r\n" if "rnn" in call else "    return out\n")
+        )
+        for i, call in enumerate(SPECIAL)
+    }
+    library = Library(programs, level=0)
+    nan, inf = float("nan"), float("inf")
+    rows = ([nan, 1, 2, 3, nan, 5], [-inf, -inf, -inf, inf, 1, nan], [0, nan, -inf, 2, 3, 4])
+    places = torch.tensor([[[0, 0, 1, 2, 2, 5]]])
+    for first, second in zip(rows, (*rows[1:], rows[0]), strict=True):
+        x, y = torch.tensor([[first]]), torch.tensor([[second]])
+        inputs = [x, y, places, x.view(6, 1, 1)[:2], torch.zeros(1, 1, 1), torch.ones(1, 1)]
+        for name, program in programs.items():
+            for got, want in zip(library(name, *inputs), run(program, Weights(), *inputs), strict=True):
+                torch.testing.assert_close(got, want, equal_nan=True, msg=f"{program}\n{got}\n{want}")
+
+
+def test_two_images_are_enlarged_at_once() -> None:
+    program = parse(
+        "T = dim(1, 64)\ndef main(x: f32[1, 2, T, 3], y: f32[1, 2, T, 3]):\n"
+        "    a = aten.upsample_nearest2d(x, [2*T, 7])\n    b = aten.upsample_nearest2d(y, [2*T, 7])\n"
+        "    c = aten.mul(a, b)\n    return c\n"
+    )
+    inputs = [torch.randn(1, 2, 5, 3), torch.randn(1, 2, 5, 3)]
+    torch.testing.assert_close(only(program)("main", *inputs)[0], run(program, Weights(), *inputs)[0])
+
+
 def test_division_by_zero_stops_nothing() -> None:
     program = parse(
         "def main(a: i32[4], b: i32[4]):\n    q = aten.floor_divide(a, b)\n    r = aten.remainder(a, b)\n"

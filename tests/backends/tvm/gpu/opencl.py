@@ -105,6 +105,10 @@ class _Call:
             return self.number(value.value)
         if kind == "Call" and value.op.name in SHIFTS:
             return SHIFTS[value.op.name](*[self.number(a) for a in value.args])
+        if kind == "Select":
+            return self.number(value.true_value if self.number(value.condition) else value.false_value)
+        if kind == "Not":
+            return int(not self.number(value.a))
         return int(OPERATORS[kind](self.number(value.a), self.number(value.b)))
 
     def run(self, statement: Any) -> None:

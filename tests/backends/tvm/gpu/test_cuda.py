@@ -183,7 +183,7 @@ def test_an_artifact_for_several_architectures(tmp_path, capsys, monkeypatch):
     assert "sm_80+sm_90" in shown["targets"][0]
     assert main(["show", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "sm_80+sm_90" in text and " sm_80 " in text and " sm_90 " in text
+    assert "sm_80+sm_90" in text and {"sm_80", "sm_90"} <= set(text.split())
     member = "code/cuda/code.json"
     with open_artifact(path) as opened:
         code = loader.read_code(opened, member)
@@ -206,7 +206,10 @@ def test_two_builds_give_equal_bytes(tmp_path):
         f" test_cuda.artifact(Path({str(tmp_path / 'c.planish')!r}))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": "77"}, capture_output=True, text=True
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONHASHSEED": "77"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     assert made[0].read_bytes() == made[1].read_bytes() == (tmp_path / "c.planish").read_bytes()
