@@ -96,10 +96,11 @@ def selected(module: Module, weights: Weights, options: CompileOptions) -> Modul
     from planish.passes.channels_last import ChannelsLast
     from planish.passes.joint import join, split
     from planish.passes.select import lay_out, with_kernels
+    from planish.passes.widen import Widen
 
     log, kernels = Log(), kernel_set(options.target.kind)
     joint = join(module)
-    for each in (FoldBatchNorm(), Fold(), *rounding(options.options)):
+    for each in (FoldBatchNorm(), Fold(), Widen(), *rounding(options.options)):
         joint = each.apply(joint, weights, log)
     module = split(joint, module).map(lambda program: with_kernels(program, kernels, log))
     module = split(lay_out(join(module), weights, log), module)

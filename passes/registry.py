@@ -28,6 +28,7 @@ BUILT_IN: Mapping[str, str] = {
     "fold-batch-norm": "planish.passes.batch_norm:FoldBatchNorm",
     "round-activations": "planish.passes.activations:RoundActivations",
     "round-operands": "planish.passes.activations:RoundOperands",
+    "widen": "planish.passes.widen:Widen",
     "select": "planish.passes.select:Select",
     "channels-last": "planish.passes.channels_last:ChannelsLast",
 }

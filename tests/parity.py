@@ -201,13 +201,15 @@ def native_excess(case: ModelCase, target: str, kind: torch.dtype = torch.float3
         for index, sizes in enumerate(case.check_sizes):
             given = inputs_of(case, sizes, kind)
             results = compiled.run({leaf.name: given[leaf.name] for leaf in whole.program.inputs})
-            found.append(excess([_tensor(r) for r in results.values()], exact(case.name, index, kind), share))
+            found.append(
+                excess([as_tensor(r) for r in results.values()], exact(case.name, index, kind), share)
+            )
         assert compiled.report.target == target.partition("{")[0]
         assert not any("ONNX Runtime is used" in note for note in compiled.report.notes)
     return max(found)
 
 
-def _tensor(result: Any) -> Tensor:
+def as_tensor(result: Any) -> Tensor:
     """A result as a tensor; torch cannot read the type that numpy has for bf16."""
     if isinstance(result, np.ndarray) and result.dtype.name == "bfloat16":
         return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
